@@ -15,12 +15,13 @@ from dinomed.adapters.training_images import FamiliarityCheck, usable_check
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
+from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import load_batches, preprocess_batches, stack_pixels
 from dinomed.images.in_memory import ImageSource
-from dinomed.metrics.uncertainty.abstention import AbstentionTable
+from dinomed.metrics.uncertainty.abstention import AbstentionRule, AbstentionTable, choose_rule
 
 R = TypeVar("R")
 Size = tuple[int, ...]
@@ -220,3 +221,22 @@ class Predictor(ABC):
         features = compute_features(self.backbone, pixels, self.feature_spec.blocks, self.feature_spec.patches)
         self._newest = None if self.check is None else (pixels, features)
         return features
+
+
+def prediction_rule(
+    predictor: Predictor, abstain: float | None, max_risk: float | None, unit: str | None
+) -> AbstentionRule | None:
+    """Return the rule by which predictions are abstained; None if none was asked for.
+
+    Raises:
+        UsageError: the adapter has no thresholds, or they are of another unit.
+    """
+    averages = any(member.abstention is not None for member in getattr(predictor, "members", ()))
+    remedy = "an ensemble has none: give one of its members, such as fold_1" if averages else ""
+    rule = choose_rule(predictor.abstention, abstain, max_risk, remedy=remedy)
+    if rule is not None and (unit or "image") != predictor.unit:
+        raise UsageError(
+            f"`abstain` and `max_risk`: the thresholds were chosen for a prediction by {predictor.unit}; "
+            f"give `unit={predictor.unit}`"
+        )
+    return rule

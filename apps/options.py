@@ -94,6 +94,13 @@ DuplicateBits = Annotated[
         max=255,
     ),
 ]
+MaskText = Annotated[
+    bool,
+    Option(
+        "--mask-text",
+        help="Fill text in the pixels that the detector finds, in written pictures. It misses some: docs/clinical.md.",
+    ),
+]
 MinLuminance = Annotated[
     float, Option("--min-luminance", help="Drop black frames: mean grey level below this, 0 to 255.", min=0)
 ]

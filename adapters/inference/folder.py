@@ -74,6 +74,7 @@ class PredictionResult:
         sheet: path of the contact sheet, or None.
         rule: the rule by which predictions are abstained, or None.
         abstained: number of predictions, or of groups, that are abstained.
+        masked_text: counts of text that was masked in pictures; None if it was not masked.
     """
 
     folder: Path
@@ -83,6 +84,7 @@ class PredictionResult:
     sheet: Path | None = None
     rule: AbstentionRule | None = None
     abstained: int = 0
+    masked_text: dict[str, int] | None = None
 
 
 def predict_collection(

@@ -19,6 +19,7 @@ from dinomed.adapters.retrieval.index import Neighbor, VectorIndex, read_index
 from dinomed.adapters.training_images import FamiliarityCheck
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
@@ -102,6 +103,7 @@ class ImageIndex:
     def __init__(self, vector_index: VectorIndex, backbone: FrozenBackbone) -> None:
         self.vector_index, self.backbone = vector_index, backbone
         self.groups = GroupLookup(vector_index.manifest)
+        self.text_mask: TextMask | None = None  # of images for display
         reference = vector_index.reference
         self.check = None if reference is None else FamiliarityCheck(reference, backbone)
         self._columns = {name: vector_index.manifest.column(name) for name in vector_index.manifest.columns}
@@ -261,7 +263,8 @@ class ImageIndex:
             UnreadableImage: the file is missing or has changed, or a link leads out of the root folder of the index.
         """
         preprocessing = self.backbone.preprocessing
-        return read_shown(self._path(row), preprocessing.channels, preprocessing.intensity)
+        shown = read_shown(self._path(row), preprocessing.channels, preprocessing.intensity)
+        return shown if self.text_mask is None else self.text_mask(shown)
 
     def evidence(self, image: np.ndarray, neighbors: Sequence[Neighbor]) -> list[Evidence | None]:
         """Match the patches of `image` with those of each neighbour; None where the neighbour cannot be read.

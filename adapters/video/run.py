@@ -29,6 +29,7 @@ from dinomed.adapters.video.answer import DrawMask, VideoAnswer
 from dinomed.adapters.video.checks import FrameChecks, predict_frames
 from dinomed.adapters.video.frames import FrameReader, choose_step
 from dinomed.adapters.writer import Row
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.finite import compute_finite
@@ -98,6 +99,7 @@ def predict_videos(
     fps: float | None = None,
     step: int | None = None,
     draw: DrawMask,
+    mask: TextMask | None = None,
     overwrite: bool = False,
     rule: AbstentionRule | None = None,
 ) -> VideoPredictionResult:
@@ -115,6 +117,7 @@ def predict_videos(
         fps: read so many frames a second, as near as a whole step between frames comes to it; None for every frame.
         step: read every `step`-th frame.
         draw: draws the outline of a mask on a frame.
+        mask: masks burned-in text in the frames of the overlay videos.
         overwrite: replace an earlier result in `out`.
         rule: marks frames of low confidence as abstained; None for no such column.
 
@@ -132,8 +135,10 @@ def predict_videos(
         raise UsageError(f"`fps={fps:g}` must be at least {_MIN_FPS:g}")
     if step is not None and step < 1:
         raise UsageError(f"`step={step}` must be at least 1")
-    out, build = Path(out), _answer_builder(predictor, draw)
+    shown = draw if mask is None else lambda frame, outline: draw(mask(frame), outline)
+    out, build = Path(out), _answer_builder(predictor, shown)
     settings = _settings(predictor, videos, groups, fps, step) | ({} if rule is None else {"abstain": rule.threshold})
+    settings |= {} if mask is None else {"mask_text": True}
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     if not overwrite:
@@ -146,7 +151,8 @@ def predict_videos(
         kept = _keep_finished(stage, settings, groups)
         for path, group in zip(videos, groups, strict=True):
             if group not in kept:
-                _predict_video(predictor, path, build(), FrameChecks(rule), stage / group, group, (fps, step), problems)
+                rate, checks = (fps, step), FrameChecks(rule)
+                _predict_video(predictor, path, build(), checks, stage / group, group, rate, problems, mask)
             if (stage / group / SUMMARY_FILE).exists():
                 answers.append(read_json(stage / group / SUMMARY_FILE))
                 problems += [(str(path), reason) for reason in answers[-1]["problems"]]
@@ -168,16 +174,20 @@ def predict_videos(
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
     abstained = sum(answer.get("frames_abstained", 0) for answer in answers)
+    counts = None if mask is None else mask.record()
     return VideoPredictionResult(
-        out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers
-    )
+        out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers,
+        masked_text=counts,
+    )  # fmt: skip
 
 
 def _predict_video(
     predictor: Predictor, path: Path, answer: VideoAnswer, checks: FrameChecks, folder: Path, group: str,
     rate: tuple[float | None, int | None], problems: list[tuple[str, str]],
+    mask: TextMask | None = None,
 ) -> None:  # fmt: skip
     """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
+    before = 0 if mask is None else mask.regions
     try:
         video = Video(path)
         if video.facts.container == "DICOM" and not predictor.backbone.preprocessing.intensity.is_plain:
@@ -206,6 +216,7 @@ def _predict_video(
         "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), **checks.summarize(),
         "problems": reasons, "note": facts.note, "files": _file_names(answer),
     }  # fmt: skip
+    summary |= {} if mask is None else {"regions_of_masked_text": mask.regions - before}
     write_json(folder / SUMMARY_FILE, summary)
 
 

@@ -17,6 +17,7 @@ from dinomed.apps.api.inputs import (
     dataset_name,
     override_list,
     select_splits,
+    text_mask,
 )  # fmt: skip
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest
@@ -54,6 +55,7 @@ def curate(
     ray_address: str | None = None,
     workers: int | None = None,
     names: bool = False,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> CurationResult:
@@ -79,6 +81,7 @@ def curate(
         ray_address: address of a running Ray cluster; None starts Ray on this machine.
         workers: threads, or processes of Ray.
         names: show the paths of images in the report.
+        mask_text: mask burned-in text that the detector finds, in the report and in copies with blurred faces.
         overwrite: replace `out` if a curation wrote it.
         device: device of the networks: auto, cpu, cuda, cuda:N or mps.
 
@@ -111,11 +114,12 @@ def curate(
         None if mean is None else tuple(mean),
         None if std is None else tuple(std),
     )
+    copies, shown = (text_mask(mask_text, True, "") for _ in range(2))
     runner = build_executor(executor, address=ray_address, workers=workers)
     try:
         return run_pipeline(
-            images, out, resolved, executor=runner, embedder=embedder, device=device, workers=workers,
-            report=lambda result: write_report(result, out.with_suffix(".html"), names=names),
+            images, out, resolved, executor=runner, embedder=embedder, device=device, workers=workers, mask=copies,
+            report=lambda result: write_report(result, out.with_suffix(".html"), names=names, mask=shown),
         )  # fmt: skip
     finally:
         runner.close()
@@ -180,6 +184,7 @@ def audit(
     table: PathLike | None = None,
     folds: int | None = None,
     cache: PathLike | None = None,
+    mask_text: bool = False,
     workers: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -205,6 +210,7 @@ def audit(
         table: with `labels`, file (.csv or .json) with all images, the most doubtful first.
         folds: with `labels`, number of folds by group; None for 5.
         cache: folder of cached results, with which an interrupted audit continues; with `labels`, of features.
+        mask_text: mask burned-in text that the detector finds in the images of the page; it misses text.
         workers: threads; None for one per processor.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -225,6 +231,7 @@ def audit(
     from dinomed.pretrain.curation.audit.audit import audit_training_index
 
     check_backbone_options(backbone, mean=mean, std=std)
+    mask = text_mask(mask_text, out is not None, "add `out`, or leave it out")
     if labels is not None:
         from dinomed.apps.api.data.datasets import FOLDS, audit_labels
 
@@ -235,7 +242,7 @@ def audit(
         )
         return audit_labels(
             manifest, labels, backbone, out=out, table=table, folds=FOLDS if folds is None else folds, cache=cache,
-            device=device, mean=mean, std=std,
+            device=device, mean=mean, std=std, mask=mask,
         )  # fmt: skip
     if table is not None or folds is not None:
         raise UsageError("`table` and `folds` are of the search for label errors; name the column with `labels`")
@@ -256,7 +263,7 @@ def audit(
         if out is not None:
             from dinomed.apps.pages.audit import build_audit_page
 
-            write_text(out, build_audit_page(result, train_images, test_images, names, to_yaml(resolved)))
+            write_text(out, build_audit_page(result, train_images, test_images, names, to_yaml(resolved), mask))
     return _audit_report(result, train_images, test_images, names, out)
 
 

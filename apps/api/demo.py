@@ -25,6 +25,9 @@ def demo(
     browser: bool = True,
     device: str = "auto",
     save: PathLike | None = None,
+    abstain: float | None = None,
+    max_risk: float | None = None,
+    mask_text: bool = False,
 ) -> None:
     """Serve adapters and an index in the browser until a signal arrives (Ctrl-C).
 
@@ -48,6 +51,11 @@ def demo(
         device: auto, cpu, cuda, cuda:N or mps.
         save: folder for the decisions of a reviewer about the masks of a segmenter of one class: images, corrected
             masks and ``corrections.parquet``, which `dinomed.train` takes as data.
+        abstain: for a classifier, give no answer for pictures whose confidence is below the threshold that abstained
+            this share of the validation images, as in `predict`.
+        max_risk: the same by the threshold at which the kept validation images had at most this mean loss.
+        mask_text: mask burned-in text that the detector finds in pictures that are shown, saved or downloaded; it
+            misses text. Results are those of the pictures as they are.
 
     Returns:
         None, after Ctrl-C or SIGTERM has raised KeyboardInterrupt or SystemExit.
@@ -73,5 +81,6 @@ def demo(
         index=None if index is None else folder_path(index),
         retrieve=retrieve, backbone=None if backbone is None else str(backbone),
         examples=None if examples is None else Path(examples), address=address, browser=browser, device=device,
-        save=None if save is None else Path(save),
+        save=None if save is None else Path(save), abstain=abstain, max_risk=max_risk,
+        mask_text=mask_text,
     )  # fmt: skip

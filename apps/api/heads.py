@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from dinomed.adapters.fitting.head_fit import FitResult
 from dinomed.adapters.folds.train import prepare_folds, train_folds
 from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
-from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.predictor import Predictor, prediction_rule
 from dinomed.adapters.task import Unit, find_task
 from dinomed.adapters.video.request import find_input_videos, refuse_image_options
 from dinomed.adapters.video.run import RESERVED, predict_videos
@@ -21,11 +22,12 @@ from dinomed.apps.api.inputs import (
     FolderLike,
     PathLike,
     Settings,
-    abstention_rule,
     cache_folder,
     check_image_options,
+    check_unit,
     folder_path,
     prediction_key,
+    text_mask,
 )
 from dinomed.apps.api.training_plan import resolve_training
 from dinomed.datasets.open import open_dataset
@@ -152,6 +154,7 @@ def evaluate(
     by: Sequence[str] = (),
     resamples: int = 1000,
     names: bool = False,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
@@ -172,6 +175,7 @@ def evaluate(
         by: subgroups: columns (``"sex"``), bands of a numeric column (``"age:10"``), or pairs (``"sex*age:20"``).
         resamples: bootstrap resamples of the groups, for the 95% intervals.
         names: show the paths of images in the page.
+        mask_text: mask burned-in text that the detector finds in the images of the page; it misses text.
         overwrite: replace an earlier result in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
@@ -195,8 +199,9 @@ def evaluate(
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
 
-    _check_unit(unit)
+    check_unit(unit)
     adapters: list[Any] = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    mask = text_mask(mask_text, out is not None and len(adapters) == 1, "give one adapter and `out`, or leave it out")
     if len(adapters) > 1 and by:
         raise UsageError("`by` is for one adapter; leave it out, or evaluate each adapter by itself")
     with nullcontext() if out is None else claimed_folder(out, marker=METRICS_FILE, overwrite=overwrite) as folder:
@@ -214,7 +219,9 @@ def evaluate(
             from dinomed.apps.pages.evaluation import build_evaluation_page
             from dinomed.apps.pages.sections.runs import build_runs_page
 
-            page = build_evaluation_page(evaluation, manifest, names=names) if alone else build_runs_page(report)
+            shown: dict[str, Any] = {"names": names, "mask": mask}
+            page = build_evaluation_page(evaluation, manifest, **shown) if alone else build_runs_page(report)
+            report |= {} if mask is None else {"masked_text": mask.record()}
             write_text(folder / REPORT_FILE, page)
             write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
             report |= {"report": str(folder / REPORT_FILE)}
@@ -239,6 +246,7 @@ def predict(
     id_key: PathLike | None = None,
     volumes: bool = False,
     series: PathLike | None = None,
+    mask_text: bool = False,
     fps: float | None = None,
     step: int | None = None,
     overwrite: bool = False,
@@ -277,6 +285,8 @@ def predict(
             in the geometry of the input, and volumes.csv, with Dice and HD95 in mm where the slices have masks.
         series: with `volumes` and `dicom_seg`, the folder of the DICOM series of the slices; each volume of a series is
             then written as a DICOM segmentation too.
+        mask_text: mask burned-in text that the detector finds in the contact sheet and the overlay videos; it misses
+            text. Predictions are those of the images as they are.
         fps: of videos, read so many frames a second, as near as every N-th frame comes to it; None for every frame.
         step: of videos, read every `step`-th frame instead.
         overwrite: replace an earlier prediction in `out`.
@@ -295,8 +305,9 @@ def predict(
         >>> written.images, sorted(path.name for path in written.folder.glob("*.png"))
         (1, ['SYN_00000_a.png'])
     """
-    _check_unit(unit)
+    check_unit(unit)
     videos = find_input_videos(images)
+    mask = text_mask(mask_text, (sheet and unit != "group") or videos is not None, "leave it out")
     key = prediction_key(id_key, videos=videos is not None, names=names, dicom_seg=dicom_seg, keep_ids=keep_ids)
     if videos is not None:
         from dinomed.apps.pages.overlay import draw_mask
@@ -308,38 +319,29 @@ def predict(
         predictor = _predictor(adapter, backbone, device)
         groups_of_videos = name_groups(videos, names, RESERVED, key)
         return predict_videos(
-            predictor, videos, groups_of_videos, out, fps=fps, step=step, draw=partial(draw_mask, fill=0),
-            overwrite=overwrite, rule=abstention_rule(predictor, abstain, max_risk))  # fmt: skip
+            predictor, videos, groups_of_videos, out, fps=fps, step=step, draw=partial(draw_mask, fill=0), mask=mask,
+            overwrite=overwrite, rule=prediction_rule(predictor, abstain, max_risk, predictor.unit))  # fmt: skip
     if fps is not None or step is not None:
         option = "step" if fps is None else "fps"
         raise UsageError(f"`{option}` is for videos, and {images} is read as images; leave it out")
     check_image_options(unit, dicom_seg, keep_ids, volumes, series)
     predictor = _predictor(adapter, backbone, device)
-    rule = abstention_rule(predictor, abstain, max_risk)
-    if rule is not None and (unit or "image") != predictor.unit:
-        raise UsageError(
-            f"`abstain` and `max_risk`: the thresholds were chosen for a prediction by {predictor.unit}; "
-            f"give `unit={predictor.unit}`"
-        )
+    rule = prediction_rule(predictor, abstain, max_risk, unit)
     manifest = open_dataset(images, allow_unreadable=True)
     if unit != "group":
         from dinomed.apps.pages.sheet import build_sheet
 
-        build = partial(build_sheet, predictor, manifest, names=names) if sheet else None
-        return predict_collection(
+        build = partial(build_sheet, predictor, manifest, names=names, mask=mask) if sheet else None
+        done = predict_collection(
             predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
             dicom_seg=dicom_seg, keep_ids=keep_ids, key=key, volumes=volumes,
             series=None if series is None else Path(series))  # fmt: skip
+        return replace(done, masked_text=None if mask is None else mask.record())
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)
     return PredictionResult(Path(out), groups.groups, groups.kept, [], None, rule, groups.abstained)
-
-
-def _check_unit(unit: str | None) -> None:
-    if unit not in (None, "image", "group"):
-        raise UsageError(f"`unit={unit}`: give image or group")
 
 
 def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> Predictor:

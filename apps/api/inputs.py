@@ -11,8 +11,7 @@ from dinomed.errors import UsageError
 from dinomed.io.pseudonyms import chosen_key
 
 if TYPE_CHECKING:
-    from dinomed.adapters.predictor import Predictor
-    from dinomed.metrics.uncertainty.abstention import AbstentionRule
+    from dinomed.burned_in_text.mask import TextMask
 
 Settings: TypeAlias = Mapping[str, Any] | Sequence[str]
 """Settings that override a config: ``{"run.steps": 1200}``, or ``["run.steps=1200"]`` as ``--set`` takes them."""
@@ -79,22 +78,6 @@ def cache_folder(manifest: Manifest, cache: PathLike | None) -> Path:
     return Path(cache) if cache is not None else default_cache(manifest.source or manifest.root)
 
 
-def abstention_rule(predictor: "Predictor", abstain: float | None, max_risk: float | None) -> "AbstentionRule | None":
-    """Return the rule by which predictions of an adapter are abstained; None without `abstain` and `max_risk`.
-
-    Raises:
-        UsageError: as `choose_rule`.
-    """
-    from dinomed.metrics.uncertainty.abstention import choose_rule
-
-    if abstain is None and max_risk is None:
-        return None
-    members = getattr(predictor, "members", ())
-    averages = any(member.abstention is not None for member in members)
-    remedy = "an ensemble has none: give one of its members, such as fold_1" if averages else ""
-    return choose_rule(predictor.abstention, abstain, max_risk, remedy=remedy)
-
-
 def check_image_options(unit: str | None, dicom_seg: bool, keep_ids: bool, volumes: bool, series: Any) -> None:
     """Raise a `UsageError` if options of a prediction of images exclude each other or lack another one."""
     if unit == "group" and (dicom_seg or volumes):
@@ -156,3 +139,24 @@ def select_splits(manifest: Manifest, data: DatasetLike, names: str | None) -> M
             f"{dataset_name(data, None)} has no image in split {unknown[0]!r}; there are: {', '.join(known)}"
         )
     return manifest.take([row for row, split in enumerate(column) if split in wanted])
+
+
+def text_mask(mask_text: bool, pictures: bool, remedy: str) -> "TextMask | None":
+    """Return what masks burned-in text in the pictures of a result; None if this was not asked for.
+
+    Raises:
+        UsageError: text is to be masked, and no picture of the input is written.
+    """
+    if not mask_text:
+        return None
+    if not pictures:
+        raise UsageError(f"`mask_text=True` masks text in written pictures, and none are written; {remedy}")
+    from dinomed.burned_in_text.mask import TextMask
+
+    return TextMask()
+
+
+def check_unit(unit: str | None) -> None:
+    """Raise a `UsageError` if a unit of prediction is neither an image nor a group."""
+    if unit not in (None, "image", "group"):
+        raise UsageError(f"`unit={unit}`: give image or group")

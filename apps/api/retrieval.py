@@ -17,9 +17,10 @@ from dinomed.adapters.retrieval.pool import Pooling, parse_pool
 from dinomed.adapters.retrieval.search import ImageIndex, QueryResult
 from dinomed.adapters.retrieval.search import load_index as read_image_index
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
-from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path
+from dinomed.apps.api.inputs import DatasetLike, FolderLike, PathLike, cache_folder, folder_path, text_mask
 from dinomed.apps.pages.matches import draw_matches
 from dinomed.backbones.preprocessing import Aspect
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.open import open_dataset
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing, write_json
@@ -148,6 +149,7 @@ def search(
     where: Sequence[str] = (),
     exact: bool = False,
     evidence: bool = False,
+    mask_text: bool = False,
     out: PathLike | None = None,
     backbone: PathLike | None = None,
     overwrite: bool = False,
@@ -166,6 +168,7 @@ def search(
         where: conditions on the index, such as ``"split=train"``; only images that meet all are results.
         exact: compare with every image, even if the index is approximate.
         evidence: report too which patches of the query and of each result match.
+        mask_text: mask burned-in text that the detector finds in these pictures; it misses text.
         out: folder for results.json and, with `evidence`, pictures of the matches; None writes nothing.
         backbone: path of the backbone of the index, if that was moved.
         overwrite: replace an earlier search in `out`.
@@ -184,6 +187,7 @@ def search(
         >>> len(report["queries"]), [hit["rank"] for hit in report["queries"][0]["results"]]
         (60, [1, 2, 3])
     """
+    mask = text_mask(mask_text, evidence and out is not None, "add `evidence=True` and `out`, or leave it out")
     conditions = parse_conditions(where)
     image_index = _open_index(index, backbone, device)
     manifest = open_dataset(images, allow_unreadable=True)
@@ -206,7 +210,7 @@ def search(
                 continue
             hits = [image_index.hit(neighbor, rank).to_json() for rank, neighbor in enumerate(result.neighbors, 1)]
             if evidence:
-                _add_evidence(image_index, manifest.path(row), row, result, hits, folder)
+                _add_evidence(image_index, manifest.path(row), row, result, hits, folder, mask)
             exclusion = (
                 {"kept_out": result.num_excluded, "group_known": result.group_known} if exclude_same_group else {}
             )
@@ -296,7 +300,13 @@ def _remove_pictures(folder: Path) -> None:
 
 
 def _add_evidence(
-    image_index: ImageIndex, query: Path, row: int, result: QueryResult, hits: list[dict[str, Any]], out: Path | None
+    image_index: ImageIndex,
+    query: Path,
+    row: int,
+    result: QueryResult,
+    hits: list[dict[str, Any]],
+    out: Path | None,
+    mask: TextMask | None = None,
 ) -> None:
     """Add the matching patches to each of `hits`; with `out` also draw them, to ``QUERY_RANK.jpg``."""
     all_evidence = image_index.evidence(image_index.backbone.preprocessing.read(query), result.neighbors)
@@ -307,7 +317,9 @@ def _add_evidence(
         elif out is not None:
             name = f"{row + 1:04d}_{hit['rank']:02d}.jpg"
             try:
-                drawn = draw_matches(read_image(query), image_index.read_image(neighbor.row), evidence)
+                pair = [read_image(query), image_index.read_image(neighbor.row)]
+                first, second = pair if mask is None else map(mask, pair)
+                drawn = draw_matches(first, second, evidence)
             except UnreadableImage:  # arrays and images of several bands cannot be drawn
                 continue
             with replacing(out / name) as temporary:

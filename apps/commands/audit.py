@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from dinomed.apps.options import Device, Json, Mean, Quiet, Std, output_place
+from dinomed.apps.options import Device, Json, MaskText, Mean, Quiet, Std, output_place
 
 if TYPE_CHECKING:
     from dinomed.apps.ending import Step
@@ -59,6 +59,7 @@ def audit(
     cache: Annotated[
         Path | None, Option("--cache", help="Folder of cached results, with which an interrupted audit continues.")
     ] = None,
+    mask_text: MaskText = False,
     workers: Annotated[int | None, Option("--workers", help="Number of threads [one per processor].", min=1)] = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from dinomed.apps.options import Device, Json, Mean, Overwrite, Quiet, Std, Weights, output_place
+from dinomed.apps.options import Device, Json, MaskText, Mean, Overwrite, Quiet, Std, Weights, output_place
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.config import CurationConfig
@@ -66,6 +66,7 @@ def curate(
     ] = False,
     overwrite: Overwrite = False,
     names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
+    mask_text: MaskText = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -7,13 +7,25 @@ from typing import Annotated, Any
 from typer import Option
 
 from dinomed.apps.expand import expand
-from dinomed.apps.options import Device, Quiet
+from dinomed.apps.options import Device, MaskText, Quiet
 
 Adapter = Annotated[Path, Option("--adapter", "-a", help="Adapter folder, as `dinomed train` writes it.")]
 Index = Annotated[Path, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")]
 Save = Annotated[
     Path | None,
     Option("--save", help="Folder for corrected masks and corrections.parquet, for `dinomed train segment --data`."),
+]
+Abstain = Annotated[
+    float | None,
+    Option(
+        "--abstain",
+        help="Give no class for the least confident pictures: the threshold that does so with this share of the "
+        "validation images, such as 0.2.",
+    ),
+]
+MaxRisk = Annotated[
+    float | None,
+    Option("--max-risk", help="The same, with the threshold that keeps this share of wrong validation images."),
 ]
 Beside = Annotated[Path | None, Option("--index", "-i", help="Index whose similar cases are shown beside the classes.")]
 
@@ -37,6 +49,7 @@ class Serving:
         list[str] | None,
         Option("--name", help="Host name that visitors use, such as that of a proxy; may be given several times."),
     ] = None
+    mask_text: MaskText = False
     no_browser: Annotated[bool, Option("--no-browser", help="Do not open a browser window.")] = False
     device: Device = "auto"
     quiet: Quiet = False
@@ -75,14 +88,16 @@ def segment(adapter: Adapter, serving: Serving, save: Save = None) -> None:
 
 
 @expand
-def classify(adapter: Adapter, serving: Serving, index: Beside = None) -> None:
+def classify(
+    adapter: Adapter, serving: Serving, index: Beside = None, abstain: Abstain = None, max_risk: MaxRisk = None
+) -> None:
     """Classify pictures that you drop into the browser, and show similar cases.
 
     Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads are removed after half
     an hour and at the end. With --index, visitors see its pictures and labels. For research use only, not for
     diagnosis.
     """
-    _serve(serving, classify=adapter, index=index, retrieve=False)
+    _serve(serving, classify=adapter, index=index, retrieve=False, abstain=abstain, max_risk=max_risk)
 
 
 @expand
@@ -106,6 +121,8 @@ def every(
     ] = None,
     index: Annotated[Path | None, Option("--index", "-i", help="Folder, as `dinomed index` writes it.")] = None,
     save: Save = None,
+    abstain: Abstain = None,
+    max_risk: MaxRisk = None,
 ) -> None:
     """Show segmentation, classes, values of other tasks and similar cases on one page, each in a tab.
 
@@ -114,4 +131,5 @@ def every(
     are removed after half an hour and at the end. With --index, visitors see its pictures and labels. For research use
     only, not for diagnosis.
     """
-    _serve(serving, segment=segment, classify=classify, adapters=adapters, index=index, save=save)
+    shown = {"segment": segment, "classify": classify, "adapters": adapters, "index": index, "save": save}
+    _serve(serving, **shown, abstain=abstain, max_risk=max_risk)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Data, Device, Json, Overwrite, Quiet, output_place
+from dinomed.apps.options import Data, Device, Json, MaskText, Overwrite, Quiet, output_place
 
 
 def evaluate(
@@ -39,6 +39,7 @@ def evaluate(
         ),
     ] = None,
     names: Annotated[bool, Option("--names", help="Show the paths of images in the report.")] = False,
+    mask_text: MaskText = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: Json = False,

@@ -10,6 +10,7 @@ from dinomed.apps.options import (
     DuplicateBits,
     Fps,
     Json,
+    MaskText,
     MinLuminance,
     MinSharpness,
     MinTissue,
@@ -38,6 +39,7 @@ def frames(
             show_default=False,
         ),
     ] = None,
+    mask_text: MaskText = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -66,11 +68,14 @@ def frames(
         "videos": written.videos,
         "frames": len(written.manifest),
         "dropped": written.dropped,
+        "masked_text": written.masked_text,
         "problems": [{"video": video, "reason": reason} for video, reason in written.problems],
         "note": RESEARCH_USE,
     }
     rows = [("videos", len(written.videos)), ("frames", len(written.manifest))]
     rows += [(f"dropped: {reason}", count) for reason, count in sorted(written.dropped.items())]
+    if written.masked_text is not None:
+        rows.append(("regions of masked text", written.masked_text["regions"]))
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     emit(report, as_json, build_table(("", "count"), rows, title=str(report["manifest"])))
     manifest = written.folder / MANIFEST_FILE

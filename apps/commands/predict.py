@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Device, Json, Output, Overwrite, Quiet
+from dinomed.apps.options import Device, Json, MaskText, Output, Overwrite, Quiet
 
 
 def predict(
@@ -78,6 +78,7 @@ def predict(
             "written as DICOM segmentations.",
         ),
     ] = None,
+    mask_text: MaskText = False,
     fps: Annotated[
         float | None, Option("--fps", help="For videos: read about so many frames a second; default is every frame.")
     ] = None,
@@ -94,13 +95,13 @@ def predict(
     areas, or calibrated probabilities of a classifier; with --unit group it has one row for each group. With --coco a
     segmenter writes each connected region as an object of the COCO format too. Segmenters and classifiers write a
     contact sheet, `index.html`: thumbnails with outlines, at most 400, which buttons sort by area, uncertainty and
-    unlikeness to the training images. It names no image without --names. With --abstain or --max-risk the column
-    `abstained` marks predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a
-    DICOM segmentation, a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of
-    the input: volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks; with
-    --dicom-seg and --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that
-    cannot be used are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command
-    continues where it stopped.
+    unlikeness to the training images. It names no image without --names. With --mask-text, text that the detector finds
+    in the pixels is masked there and in overlay videos. With --abstain or --max-risk the column `abstained` marks
+    predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a DICOM segmentation,
+    a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of the input:
+    volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks; with --dicom-seg and
+    --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that cannot be used are listed in
+    `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where it stopped.
 
     For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames) a segmenter or a classifier writes a
     numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one answer, and
@@ -138,6 +139,8 @@ def predict(
             report |= {"volumes": str(done.folder / VOLUMES_TABLE)}
         if done.sheet is not None:
             report |= {"sheet": str(done.sheet)}
+    if done.masked_text is not None:
+        report |= {"masked_text": done.masked_text}
     if (rule := done.rule) is not None:
         kept = f"{rule.coverage:.0%} of the validation images, with a mean loss of {rule.risk:.3f} ({rule.loss})"
         text = f"confidence below {rule.threshold:.4g}, which keeps {kept}"

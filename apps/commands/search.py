@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.commands.index import Where
-from dinomed.apps.options import Device, Json, Overwrite, Quiet, output_place
+from dinomed.apps.options import Device, Json, MaskText, Overwrite, Quiet, output_place
 
 
 def search(
@@ -26,6 +26,7 @@ def search(
     evidence: Annotated[
         bool, Option("--evidence", help="Also report which patches of query and result match.")
     ] = False,
+    mask_text: MaskText = False,
     out: Annotated[
         Path | None,
         Option(
@@ -66,8 +67,8 @@ def search(
 
     step: Step = (["demo", "retrieve"], {"index": index, "backbone": backbone})
     if evaluate:
-        if evidence or exact or out is not None:
-            raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact and -o")
+        if evidence or exact or mask_text or out is not None:
+            raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact, --mask-text and -o")
         metrics = evaluate_index(
             index, images, split=split, label=label, where=where or (), backbone=backbone, device=device
         )

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.expand import expand
-from dinomed.apps.options import Backbone, Cache, Device, ImageSize, Json, Mean, Overwrite, Quiet, Seed, Std, Weights
+from dinomed.apps.options import (
+    Backbone,
+    Cache,
+    Device,
+    ImageSize,
+    Json,
+    MaskText,
+    Mean,
+    Overwrite,
+    Quiet,
+    Seed,
+    Std,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from dinomed.apps.ending import Step
@@ -22,6 +35,7 @@ class Showing:
     image_size: ImageSize = None
     mean: Mean = None
     std: Std = None
+    mask_text: MaskText = False
     overwrite: Overwrite = False
     device: Device = "auto"
     as_json: Json = False
@@ -167,6 +181,7 @@ def map_images(
     mean: Mean = None,
     std: Std = None,
     cache: Cache = None,
+    mask_text: MaskText = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     device: Device = "auto",

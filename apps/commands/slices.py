@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Json, Output, Overwrite, Quiet
+from dinomed.apps.options import Json, MaskText, Output, Overwrite, Quiet
 
 _MAX_SHOWN = 50
 
@@ -50,6 +50,7 @@ def slices(
             show_default=False,
         ),
     ] = None,
+    mask_text: MaskText = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -80,12 +81,15 @@ def slices(
         "slices": len(written.manifest),
         "masks": sum(mask is not None for mask in written.manifest.column("mask")),
         "classes": {str(value): label for value, label in sorted(written.classes.items())},
+        "masked_text": written.masked_text,
         "problems": [{"volume": volume, "reason": reason} for volume, reason in written.problems],
         "note": RESEARCH_USE,
     }
     rows: list[tuple[str, Any]] = [(name, report[name]) for name in ("groups", "slices", "masks")]
     rows = [("volumes", len(written.volumes)), *rows]
     rows += [(f"value {value} of the masks", label) for value, label in report["classes"].items()]
+    if written.masked_text is not None:
+        rows.append(("regions of masked text", written.masked_text["regions"]))
     rows += [(f"problem: {reason}", count) for reason, count in Counter(r for _, r in written.problems).items()]
     rows += list(written.volumes.items())[:_MAX_SHOWN]  # the order of the numbers is not that of the paths
     if len(written.volumes) > _MAX_SHOWN:

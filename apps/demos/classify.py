@@ -12,6 +12,7 @@ from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
 from dinomed.apps.demos.parts import Picture, Summary
 from dinomed.apps.demos.retrieve import show_cases, similar
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 CASES = 6
 UNCERTAIN_LEAD = 0.2
@@ -31,7 +32,12 @@ class ClassifyPanel(Panel):
     def __init__(self, predictor: ClassifyPredictor, image_index: ImageIndex | None = None) -> None:
         self.predictor, self.preprocessing = predictor, predictor.backbone.preprocessing
         self.image_index, self.check = image_index, predictor.check
+        self.rule: AbstentionRule | None = None
         self.consumers = [predictor] if image_index is None else [predictor, image_index]
+
+    def abstain_by(self, rule: AbstentionRule) -> None:
+        """Show no answer for pictures on which the model abstains by this rule."""
+        self.rule = rule
 
     def controls(self) -> str:
         if self.image_index is None:
@@ -43,7 +49,7 @@ class ClassifyPanel(Panel):
         )
 
     def answer(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-        bars = show_probabilities(self.predictor, answers[0])
+        bars = show_state(self.predictor, answers[0], self.rule) + show_probabilities(self.predictor, answers[0])
         if self.image_index is None:
             return {"html": bars}
         neighbors, related = similar(self.image_index, answers[1], picture.sha256, CASES, True)
@@ -55,7 +61,48 @@ class ClassifyPanel(Panel):
         row = np.array([probabilities[name] for name in self.predictor.classes])
         values: dict[str, Any] = {"predicted": self.predictor.predicted(row)}
         values |= {f"probability {name}": round(value, 4) for name, value in probabilities.items()}
-        return Summary(self.predictor.describe(row), values, 1 - probabilities.confidence)
+        if probabilities.prediction_set is not None:
+            values["prediction_set"] = "|".join(probabilities.prediction_set)
+        shown = self.predictor.describe(row)
+        if self.rule is not None:
+            abstained = abstains(self.rule, probabilities)
+            values["abstained"] = "yes" if abstained else "no"
+            shown = f"{text('abstained')} ({shown})" if abstained else shown
+        return Summary(shown, values, 1 - probabilities.confidence)
+
+
+def abstains(rule: AbstentionRule, probabilities: ClassProbabilities) -> bool:
+    """Return whether the model abstains on a picture."""
+    return bool(rule.abstains(np.array([probabilities.confidence]))[0])
+
+
+def show_state(predictor: ClassifyPredictor, probabilities: ClassProbabilities, rule: AbstentionRule | None) -> str:
+    """Return HTML that says whether the model abstains, and which classes are in the prediction set."""
+    parts = []
+    if rule is not None and abstains(rule, probabilities):
+        values = {
+            "confidence": f"{probabilities.confidence:.3g}", "threshold": f"{rule.threshold:.3g}",
+            "coverage": f"{100 * rule.coverage:.0f}%", "risk": f"{rule.risk:.3f}", "loss": rule.loss,
+        }  # fmt: skip
+        parts.append(_box("abstained", "uncertain", f"{text('abstains')} {text('abstains_rule').format(**values)}"))
+    held = probabilities.prediction_set
+    if held is not None:
+        cross, sets = predictor.answer.cross, predictor.answer.sets
+        calibration = cross or sets
+        assert calibration is not None, "a prediction with a set has its calibration"
+        if calibration.problem is not None:
+            shown = text("set_all").format(reason=calibration.problem)
+        else:
+            classes = text("set_one" if len(held) == 1 else "set_several").format(names=", ".join(held))
+            reason = text("set_rule" if cross is None else "set_rule_ensemble")
+            values = {"coverage": f"{100 * calibration.coverage:g}%", "groups": f"{calibration.groups:,}"}
+            shown = f"{classes} {reason.format(**values)}"
+        parts.append(f'<div class="dm-hint" id="prediction-set">{html.escape(shown)}</div>')
+    return "".join(parts)
+
+
+def _box(name: str, kind: str, shown: str) -> str:
+    return f'<div class="message {kind}" id="{name}">{html.escape(shown)}</div>'
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:

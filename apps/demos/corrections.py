@@ -19,6 +19,7 @@ from PIL import Image
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.parts import Picture
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
 from dinomed.images.read import write_mask
@@ -61,7 +62,13 @@ class Corrections:
         return any(source == sha256 for source, _ in self._rows)
 
     def save(
-        self, picture: Picture, mask: np.ndarray | None, decision: str, threshold: float, reviewer: str
+        self,
+        picture: Picture,
+        mask: np.ndarray | None,
+        decision: str,
+        threshold: float,
+        reviewer: str,
+        text_mask: TextMask | None = None,
     ) -> dict[str, Any]:
         """Save a decision, and return the row of the manifest.
 
@@ -71,6 +78,7 @@ class Corrections:
             decision: one of `DECISIONS`.
             threshold: probability at which the mask was outlined.
             reviewer: name of the reviewer, which the visitor typed.
+            text_mask: masks burned-in text in the saved picture; the column `masked_text` has the number of regions.
 
         Raises:
             DinomedError: a file cannot be written, for example because the disk is full.
@@ -81,6 +89,10 @@ class Corrections:
         name = picture.sha256[:32] if frame is None else f"{picture.sha256[:32]}_{frame}"
         image, mask_name = f"images/{name}.png", f"masks/{name}.png"
         pixels = picture.pixels[..., 0] if picture.pixels.shape[-1] == 1 else picture.pixels
+        masked: dict[str, str | None] = {}
+        if text_mask is not None:
+            pixels, regions = text_mask.count(pixels)
+            masked = {MASKED_COLUMN: str(regions)}
         with replacing(self.folder / image) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
         if mask is not None:
@@ -103,9 +115,11 @@ class Corrections:
             "decision": decision,
             "reviewer": reviewer.strip()[:_MAX_REVIEWER] or None,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            **masked,
         }
         rows = {**self._rows, (picture.sha256, frame): row}
-        columns = {column: [each.get(column) for each in rows.values()] for column in row}
+        names = dict.fromkeys(name for each in rows.values() for name in each)
+        columns = {column: [each.get(column) for each in rows.values()] for column in names}
         write_manifest(build_manifest(columns, self.folder), self.folder / MANIFEST_FILE)
         self._rows = rows
         if mask is None:  # after the manifest, which names it until then

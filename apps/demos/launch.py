@@ -32,6 +32,9 @@ def serve_demo(
     browser: bool = True,
     device: str = "auto",
     save: Path | None = None,
+    abstain: float | None = None,
+    max_risk: float | None = None,
+    mask_text: bool = False,
 ) -> None:
     """Load adapters and an index and serve their page until a signal arrives; each of several has a tab.
 
@@ -48,6 +51,9 @@ def serve_demo(
         browser: open the page in the browser of the user.
         device: auto, cpu, cuda, cuda:N or mps.
         save: folder for the decisions and corrected masks of a reviewer.
+        abstain: the classifier gives no answer below the threshold that abstained this share of val.
+        max_risk: the same by the threshold that keeps this mean loss on val.
+        mask_text: mask burned-in text in pictures that are shown or saved.
 
     Raises:
         UsageError: nothing is given, two adapters have the same task, the folder of examples holds no picture, or the
@@ -78,6 +84,10 @@ def serve_demo(
         from dinomed.apps.demos.page import build_page  # imports Gradio, so only here
 
         panels = _with_batch(list(_panels(predictors, image_index, retrieve, names=_is_local(address))))
+        if mask_text:
+            _mask_text(panels, image_index)
+        if abstain is not None or max_risk is not None:
+            _abstain(panels, abstain, max_risk)
         if save is not None:
             _save_decisions(panels, predictors, save)
         serve(
@@ -89,6 +99,31 @@ def serve_demo(
             address,
             browser=browser,
         )
+
+
+def _mask_text(panels: Sequence["Panel"], image_index: "ImageIndex | None") -> None:
+    """Mask burned-in text in all pictures that the panels show and save, and in those of the index."""
+    from dinomed.burned_in_text.mask import TextMask
+
+    mask = TextMask()
+    for panel in panels:
+        panel.text_mask = mask
+    if image_index is not None:
+        image_index.text_mask = mask
+
+
+def _abstain(panels: Sequence["Panel"], abstain: float | None, max_risk: float | None) -> None:
+    """Let the panel of the classifier abstain; raise a `UsageError` if there is none, or it has no thresholds."""
+    from dinomed.adapters.predictor import prediction_rule
+    from dinomed.apps.demos.classify import ClassifyPanel
+
+    for panel in panels:
+        if isinstance(panel, ClassifyPanel):
+            rule = prediction_rule(panel.predictor, abstain, max_risk, None)
+            assert rule is not None
+            panel.abstain_by(rule)
+            return
+    raise UsageError("--abstain and --max-risk are for a classifier; add --classify FOLDER, or leave them out")
 
 
 def _save_decisions(panels: Sequence["Panel"], predictors: Sequence["Predictor"], folder: Path) -> None:

@@ -34,6 +34,7 @@ from dinomed.apps.demos.parts import (
 )
 from dinomed.apps.demos.turns import Busy, Gone, Turns
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.errors import first_line
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import NotFiniteError
@@ -62,6 +63,7 @@ class Panel(ABC):
         summarizes: whether the panel takes part in a batch.
         outlines: whether its summaries have masks.
         has_uncertainty: whether its summaries have an uncertainty.
+        text_mask: masks burned-in text in what is shown and saved, or None.
         functions: further functions that the script calls, by name; each answers a request in its turn.
     """
 
@@ -72,6 +74,7 @@ class Panel(ABC):
     consumers: Sequence[FeatureConsumer]
     preprocessing: Preprocessing | None
     check: FamiliarityCheck | None = None
+    text_mask: TextMask | None = None
     predicts: ClassVar[bool] = True
     answers: ClassVar[bool] = True
     summarizes: ClassVar[bool] = False
@@ -145,6 +148,8 @@ class App:
         return await self.in_turn(self._values, request, client)
 
     def _values(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if any(panel.text_mask is not None for panel in self.panels.values()):
+            return {}  # they would show the text
         path = self._path(request["path"])
         return {"error": PUT_AWAY} if path is None else inline_values(str(path), frame_of(request))
 
@@ -312,7 +317,7 @@ def run_consumers(panels: Sequence[Panel], path: str, frame: int = 0) -> list[Pa
         panels_by_reading.setdefault(None if reader is None else (reader.channels, reader.intensity), []).append(place)
     results: dict[int, PanelResult | str] = {}
     for places in panels_by_reading.values():  # panels that read a file in the same way
-        picture, reason = read_picture(path, panels[places[0]].preprocessing, frame)
+        picture, reason = read_picture(path, panels[places[0]].preprocessing, frame, panels[places[0]].text_mask)
         if picture is None:
             results |= dict.fromkeys(places, reason)
             continue

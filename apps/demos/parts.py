@@ -5,7 +5,7 @@ import html
 import io
 import os
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from dinomed.apps.demos.look import text
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.errors import DinomedError
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.frames import forget_frame, frame_path
@@ -107,10 +108,13 @@ def find_upload(name: str) -> Path | None:
         raise ValueError("not an upload") from None
 
 
-def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0) -> tuple[Picture | None, str]:
+def read_picture(
+    path: str, preprocessing: Preprocessing | None, frame: int = 0, mask: TextMask | None = None
+) -> tuple[Picture | None, str]:
     """Return a picture, or a frame of a DICOM file or a video, or None and a message as HTML.
 
-    Without a preprocessing both forms of the pixels are equal.
+    Without a preprocessing both forms of the pixels are equal. `mask` masks burned-in text in the form for display, of
+    which no values are sent then.
     """
     is_video = container_of(path) is not None and not is_dicom(path)
     source, number = (frame_path(path, frame), 0) if is_video else (path, frame)
@@ -131,6 +135,8 @@ def read_picture(path: str, preprocessing: Preprocessing | None, frame: int = 0)
             if spacing is not None and spacing.in_patient:
                 spacing_mm = spacing.rows_mm, spacing.columns_mm
             facts = read_facts_isolated(path, frame, MAX_PIXELS)
+        if mask is not None:
+            shown, facts = mask(shown), replace(facts, has_values=False)
         return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts), problem=problem), ""
     except LostFrame:
         return None, message("error", text("lost_frame").format(number=frame + 1))

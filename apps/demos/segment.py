@@ -255,14 +255,16 @@ class SegmentPanel(Panel):
         visited = self.recent.get(str(request["key"]))
         if self.corrections is None or path is None or visited is None:
             return {"error": PUT_AWAY}
-        picture, reason = read_picture(str(path), self.preprocessing, frame)
+        picture, reason = read_picture(str(path), self.preprocessing, frame, self.text_mask)
         if picture is None:
             return {"error": reason}
         if picture.pixels.shape[:2] != visited.probability.shape:
             raise ValueError("the map is of another picture")
         decision = str(request["decision"])
         mask = None if decision == "rejected" else _final_mask(visited, request)[0]
-        self.corrections.save(picture, mask, decision, float(request["threshold"]), str(request["reviewer"]))
+        self.corrections.save(
+            picture, mask, decision, float(request["threshold"]), str(request["reviewer"]), self.text_mask
+        )
         return {"saved": len(self.corrections)}
 
     def rank(self, request: Mapping[str, Any]) -> dict[str, Any]:

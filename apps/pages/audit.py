@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import MIB, Album
 from dinomed.html.page import (
@@ -33,7 +34,12 @@ _TITLES = {
 
 
 def build_audit_page(
-    result: Audit, train: Manifest | None, test: Manifest, names: tuple[str, str], settings: str
+    result: Audit,
+    train: Manifest | None,
+    test: Manifest,
+    names: tuple[str, str],
+    settings: str,
+    mask: TextMask | None = None,
 ) -> str:
     """Return the page, with reduced pictures in it.
 
@@ -43,6 +49,7 @@ def build_audit_page(
         test: test images.
         names: names of the two sides.
         settings: settings of the audit, as YAML.
+        mask: masks burned-in text in the images.
     """
     counts = result.counts
     rows: list[tuple[Any, ...]] = [(_TITLES[kind], counts[kind]) for kind in KINDS]
@@ -59,7 +66,7 @@ def build_audit_page(
         limits += f" {result.unreadable} test images cannot be read; they were not compared."
     parts = [heading("Numbers"), build_table(("", "number"), rows)]
     parts += [paragraph(note) for note in result.notes]
-    album = Album(_LIMIT, names=True)  # the user needs the names to remove these images
+    album = Album(_LIMIT, names=True, mask=mask)  # the user needs the names to remove these images
     for kind in KINDS:
         pairs = [pair for pair in result.pairs if pair.kind == kind]
         if pairs:
@@ -67,6 +74,7 @@ def build_audit_page(
             if len(pairs) > MAX_PAIRS:
                 parts.append(paragraph(f"The first {MAX_PAIRS} are shown; `--json` lists all."))
             parts += [_show(album, pair, train, test) for pair in pairs[:MAX_PAIRS]]
+    parts += album.note()
     parts += next_steps(NEXT, "POOL, TEST and other words in capitals stand for your paths.")
     parts += [heading("Settings"), code(settings)]
     return build_page("Leak audit", [verdict(conclusion, limits), *with_contents(parts)])

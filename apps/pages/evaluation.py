@@ -22,6 +22,7 @@ from dinomed.apps.pages.sections.confusion import build_error_cases
 from dinomed.apps.pages.sections.summary import build_next_steps, build_verdict
 from dinomed.apps.pages.sections.training import build_training_section, read_fit_log
 from dinomed.apps.pages.subgroups import build_subgroup_section
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import Album
 from dinomed.html.page import build_page, build_table, code, heading, paragraph, with_contents
@@ -31,13 +32,16 @@ CASES = 6
 REFERENCE_COLOUR = (255, 255, 255)
 
 
-def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names: bool = False) -> str:
+def build_evaluation_page(
+    evaluation: Evaluation, collection: Manifest, *, names: bool = False, mask: TextMask | None = None
+) -> str:
     """Return the page.
 
     Args:
         evaluation: from `dinomed.adapters.evaluation.evaluate.evaluate_in_full`.
         collection: the manifest that was passed to the evaluation.
         names: show the paths of images.
+        mask: masks burned-in text in the images.
     """
     result = evaluation.result
     line = describe_unlike(result["unlike_training"])
@@ -46,10 +50,11 @@ def build_evaluation_page(evaluation: Evaluation, collection: Manifest, *, names
     parts += _section(result, evaluation.evaluated)
     parts += build_abstention_section(result, evaluation.evaluated)
     parts += build_subgroup_section(result)
-    album = Album(names=names)
+    album = Album(names=names, mask=mask)
     parts += _cases(evaluation, collection, album)
     if "confusion" in result["metrics"] and isinstance(evaluation.evaluated, EvaluatedClasses):
         parts += build_error_cases(evaluation.evaluated, result["metrics"]["confusion"], collection, album)
+    parts += album.note()
     parts += build_training_section(read_fit_log(Path(result["adapter"])))
     parts += build_next_steps(result)
     shown = ("backbone", "image_size", "aspect", "images", "bootstrap", "seen_in_training")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluation.label_errors import NEIGHBORS, LabelErrors
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.album import MIB, Album
 from dinomed.html.page import build_page, build_table, heading, next_steps, paragraph, verdict, with_contents
@@ -14,13 +15,16 @@ MAX_IMAGES = 200
 """Largest number of suspects with a picture; the table has all."""
 
 
-def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str, Any]) -> str:
+def build_label_page(
+    errors: LabelErrors, images: Manifest, report: Mapping[str, Any], mask: TextMask | None = None
+) -> str:
     """Return the page, with reduced pictures in it.
 
     Args:
         errors: result of the search.
         images: the searched images.
         report: of the search (`dinomed.apps.api.data.datasets.audit_labels`).
+        mask: masks burned-in text in the images.
     """
     suspects = np.flatnonzero(errors.suspects)
     rows = [
@@ -45,7 +49,7 @@ def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str,
     )
     if len(suspects) > MAX_IMAGES:
         parts.append(paragraph(f"The first {MAX_IMAGES} are shown; the table has all."))
-    album = Album(64 * MIB, names=True)  # the user needs the names to correct these labels
+    album = Album(64 * MIB, names=True, mask=mask)  # the user needs the names to correct these labels
     for rank in suspects[:MAX_IMAGES]:
         label, other = errors.labels[rank], errors.suggested[rank]
         text = (
@@ -54,6 +58,7 @@ def build_label_page(errors: LabelErrors, images: Manifest, report: Mapping[str,
             f"{errors.probabilities[rank, other]:.2f}, {errors.votes[rank, other]:.0%}"
         )
         parts.append(album.picture(images, int(errors.rows[rank]), text))
+    parts += album.note()
     parts.append(heading("Confident joint: labels in rows, classes by prediction in columns"))
     joint = [(name, *map(int, row)) for name, row in zip(errors.classes, errors.joint, strict=True)]
     parts.append(build_table(("label", *errors.classes), joint))

@@ -17,6 +17,7 @@ from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
 from dinomed.apps.pages.overlay import draw_mask
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
 from dinomed.html.page import build_page, build_table, code, heading, jpeg_url, paragraph
 from dinomed.images.read import MAX_PIXELS, UnreadableImage, read_shown
@@ -60,6 +61,7 @@ def build_sheet(
     failed: Sequence[tuple[str, str]],
     *,
     names: bool = False,
+    mask: TextMask | None = None,
 ) -> str:
     """Return the page.
 
@@ -69,6 +71,7 @@ def build_sheet(
         rows: the predictions; of more than `MAX_IMAGES`, the ends of each order are shown.
         failed: (path, reason) of images without a prediction.
         names: show the paths of images.
+        mask: masks burned-in text in the images.
     """
     shown = choose_rows(rows, MAX_IMAGES)
     orders = [
@@ -79,12 +82,13 @@ def build_sheet(
         f"{ORDERS[key]}</button>"
         for key in orders
     )
-    items = "".join(_item(predictor, manifest, row, names) for row in shown)
+    items = "".join(_item(predictor, manifest, row, names, mask) for row in shown)
     parts = [
         paragraph(_opening(rows, failed)),
         paragraph(_note(rows, shown, names)),
         f'<div class="orders" role="group" aria-label="Order of the images">{buttons}</div>',
         f'<ol class="sheet" aria-label="Predictions">{items}</ol>',
+        *([] if mask is None else [paragraph(mask.describe())]),
         *_errors(failed, names),
     ]
     if (task := find_task(predictor.task)).panel:
@@ -148,7 +152,7 @@ def _note(rows: Sequence[SheetRow], shown: Sequence[SheetRow], names: bool) -> s
     return text
 
 
-def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool) -> str:
+def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool, mask: TextMask | None) -> str:
     values = "".join(f' data-{key}="{value}"' for key, value in _values(row).items() if value is not None)
     name = manifest.column("image")[row.row] if names else f"image {row.number:,}"
     facts = f"uncertainty {row.entry.uncertainty:.2f}"
@@ -157,12 +161,12 @@ def _item(predictor: Predictor, manifest: Manifest, row: SheetRow, names: bool) 
     mark = '<p class="mark">Unlike the training images</p>' if row.unlike else ""
     label = f"{name}: {row.entry.text}"
     return (
-        f"<li{values}{' class=unlike' if row.unlike else ''}>{_thumbnail(predictor, manifest, row, label)}"
+        f"<li{values}{' class=unlike' if row.unlike else ''}>{_thumbnail(predictor, manifest, row, label, mask)}"
         f'<p><b>{escape(str(name))}</b><br>{escape(row.entry.text)}</p><p class="soft">{facts}</p>{mark}</li>'
     )
 
 
-def _thumbnail(predictor: Predictor, manifest: Manifest, row: SheetRow, label: str) -> str:
+def _thumbnail(predictor: Predictor, manifest: Manifest, row: SheetRow, label: str, text: TextMask | None) -> str:
     """Return an <img>, or the reason why the image or its mask can no longer be read."""
     reading = predictor.backbone.preprocessing
     try:
@@ -171,6 +175,7 @@ def _thumbnail(predictor: Predictor, manifest: Manifest, row: SheetRow, label: s
         mask = None if row.entry.read_mask is None else row.entry.read_mask()
     except UnreadableImage as error:
         return f'<div class="none">{escape(error.reason)}</div>'
+    picture = picture if text is None else text(picture)
     return f'<img src="{jpeg_url(draw_thumbnail(picture, mask), 80)}" alt="{escape(label, quote=True)}" loading="lazy">'
 
 

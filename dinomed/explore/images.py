@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.features.compute import compute_features
 from dinomed.features.finite import naming
 from dinomed.features.loading import BATCH_SIZE
@@ -61,8 +62,12 @@ def patch_tokens(backbone: FrozenBackbone, images: Sequence[np.ndarray]) -> list
     return tokens
 
 
-def read_sources(backbone: FrozenBackbone, sources: Sequence[ImageSource]) -> list[tuple[np.ndarray, np.ndarray]]:
+def read_sources(
+    backbone: FrozenBackbone, sources: Sequence[ImageSource], mask: TextMask | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Read images from files or from memory: each as the backbone takes it, and for display, uint8 (H, W, 3).
+
+    `mask` masks burned-in text in the images for display.
 
     Raises:
         UnreadableImage: a file is missing or damaged.
@@ -77,23 +82,26 @@ def read_sources(backbone: FrozenBackbone, sources: Sequence[ImageSource]) -> li
         else:
             pixels = as_pixels(source, channels=preprocessing.channels, intensity=preprocessing.intensity)
             shown = to_rgb(pixels)
-        images.append((pixels, shown))
+        images.append((pixels, shown if mask is None else mask(shown)))
     return images
 
 
-def embed_images(backbone: FrozenBackbone, sources: Sequence[ImageSource]) -> list[PatchImage]:
+def embed_images(
+    backbone: FrozenBackbone, sources: Sequence[ImageSource], mask: TextMask | None = None
+) -> list[PatchImage]:
     """Read images and compute their patch tokens.
 
     Args:
         backbone: its preprocessing decides how the images are read, and the number of patches.
         sources: paths, PIL images, arrays or tensors; see `dinomed.images.in_memory.as_pixels`.
+        mask: masks burned-in text in the images for display.
 
     Raises:
         UnreadableImage: a file is missing or damaged.
         UsageError: an object is not an image.
         NotFiniteError: the features of an image are not finite.
     """
-    images = read_sources(backbone, sources)
+    images = read_sources(backbone, sources, mask)
     tokens = patch_tokens(backbone, [pixels for pixels, _ in images])
     return [
         PatchImage(f"image {number}", reduce_shown(shown), pixels.shape[:2], patches)

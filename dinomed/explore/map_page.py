@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import FIXED, KNOWN, NAMES, SAMPLES, Manifest
 from dinomed.datasets.pixels import read_row
 from dinomed.explore.live_page import read_scripts
@@ -99,6 +100,7 @@ def build_map_page(
     note: str,
     names: bool = False,
     star: np.ndarray | None = None,
+    mask: TextMask | None = None,
 ) -> str:
     """Build the page. Nothing is loaded and nothing leaves it.
 
@@ -112,6 +114,7 @@ def build_map_page(
         names: write the paths and the manifest of the images into the page, so that a selection is saved as a manifest.
             Otherwise it is saved as a list of rows, because names of files may identify patients.
         star: the position (2,) of one more image.
+        mask: masks burned-in text in the thumbnails.
     """
     place = to_unit(points if star is None else np.vstack([points, star]))
     side = 96 if len(points) <= 1000 else 64 if len(points) <= 5000 else 40
@@ -122,7 +125,7 @@ def build_map_page(
         "rows": [int(row) for row in rows],
         "side": side,
         "sheet": _SHEET,
-        "sheets": _thumbnail_sheets(manifest, side),
+        "sheets": _thumbnail_sheets(manifest, side, mask),
         "columns": {},
         "manifest": manifest_columns(manifest) if names else None,
     }
@@ -161,12 +164,13 @@ def manifest_columns(manifest: Manifest) -> dict[str, list[Any]]:
     return columns | {"root": [str(manifest.root.resolve())] * len(manifest)}
 
 
-def _thumbnail_sheets(manifest: Manifest, side: int) -> list[str]:
+def _thumbnail_sheets(manifest: Manifest, side: int, mask: TextMask | None = None) -> list[str]:
     """Return the central squares of all images on sheets, each as the data URL of a JPEG."""
 
     def thumbnail(row: int) -> np.ndarray:
         try:
-            image = Image.fromarray(read_row(manifest, row))
+            pixels = read_row(manifest, row)
+            image = Image.fromarray(pixels if mask is None else mask(pixels))
         except UnreadableImage:
             return np.full((side, side, 3), 128, np.uint8)
         return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))

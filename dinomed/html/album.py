@@ -10,9 +10,10 @@ from html import escape
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
-from dinomed.html.page import figure
+from dinomed.html.page import figure, paragraph
 from dinomed.images.read import UnreadableImage
 
 MIB = 2**20
@@ -26,10 +27,11 @@ class Album:
     Args:
         limit_bytes: largest size of all figures together.
         names: show the file names.
+        mask: masks burned-in text in the images; None shows them as they are.
     """
 
-    def __init__(self, limit_bytes: int = 16 * MIB, *, names: bool = False) -> None:
-        self.limit_bytes, self.names = limit_bytes, names
+    def __init__(self, limit_bytes: int = 16 * MIB, *, names: bool = False, mask: TextMask | None = None) -> None:
+        self.limit_bytes, self.names, self.mask = limit_bytes, names, mask
         self.used_bytes = 0
         self.left_out = 0  # number of figures
 
@@ -58,7 +60,7 @@ class Album:
         if self._full():
             return _missing(caption, "left out, since the page has reached its size limit")
         try:
-            image = read_row(manifest, row)
+            image = self._read(manifest, row)
         except UnreadableImage as error:
             return _missing(caption, error.reason)
         image = image if draw is None else draw(image)
@@ -82,7 +84,7 @@ class Album:
         tiles = []
         for place, row in enumerate(rows):
             try:
-                image = Image.fromarray(read_row(manifest, row))
+                image = Image.fromarray(self._read(manifest, row))
             except UnreadableImage:
                 continue
             tile = ImageOps.fit(image, (side, side), Image.Resampling.BOX if min(image.size) > 4 * side else 3)
@@ -98,6 +100,14 @@ class Album:
             top, left = place // columns * step, place % columns * step
             sheet[top : top + side, left : left + side] = pixels
         return self._count(figure(sheet, caption, wide=True, quality=80, width_px=1))
+
+    def note(self) -> list[str]:
+        """Return a paragraph on the text that was masked; none without a mask."""
+        return [] if self.mask is None else [paragraph(self.mask.describe())]
+
+    def _read(self, manifest: Manifest, row: int) -> np.ndarray:
+        image = read_row(manifest, row)
+        return image if self.mask is None else self.mask(image)
 
     def _name(self, manifest: Manifest, row: int) -> str:
         return str(manifest.table["image"][row].as_py()) if self.names else f"row {row:,}"

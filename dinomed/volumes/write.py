@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.written import earlier_pictures
@@ -64,6 +65,7 @@ class SlicesResult:
         volumes: path of each volume (of a series, of its first file) -> its name in the manifest.
         problems: (path, reason) of what could not be used.
         classes: value in the masks of DICOM segmentations -> label of the segments that have it.
+        masked_text: counts of masked text (`TextMask.record`); None if it was not masked.
     """
 
     folder: Path
@@ -71,12 +73,14 @@ class SlicesResult:
     volumes: dict[str, str]
     problems: list[tuple[str, str]]
     classes: dict[int, str] = field(default_factory=dict)
+    masked_text: dict[str, int] | None = None
 
 
 @dataclass
 class _Tables:
-    """The rows of the manifest and the records of the volumes while they grow."""
+    """The rows of the manifest and the records of the volumes while they grow, and what masks text in slices."""
 
+    text_mask: TextMask | None = None
     columns: dict[str, list[Any]] = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
     volumes: dict[str, str] = field(default_factory=dict)
@@ -108,6 +112,7 @@ def write_slices(
     masks: MaskFiles | None = None,
     keep_ids: bool = False,
     key: bytes | None = None,
+    text_mask: TextMask | None = None,
     overwrite: bool = False,
 ) -> SlicesResult:
     """Write the slices of volumes as VOLUME/NUMBER.png, with their manifest and the geometry of the volumes.
@@ -123,13 +128,14 @@ def write_slices(
         masks: files of masks.
         keep_ids: use names of files and identifiers of patients, instead of numbers.
         key: secret key; volumes, patients and studies are pseudonyms (`dinomed.io.pseudonyms`), instead of numbers.
+        text_mask: masks text in the slices, in each channel; the column `masked_text` has the number of regions.
         overwrite: replace an earlier result in `out`.
 
     Raises:
         UsageError: `out` is in use, or with a `key` two volumes are the same.
         DinomedError: no volume can be read, or nothing can be written.
     """
-    out, tables = Path(out), _Tables()
+    out, tables = Path(out), _Tables(text_mask)
     with open_output_folder(out, marker=VOLUMES_FILE, overwrite=overwrite) as stage:
         earlier = _earlier_files(out)
         for path, reason in search.problems:
@@ -159,7 +165,8 @@ def write_slices(
             with contextlib.suppress(OSError):  # it holds other files, or slices of this result
                 (out / folder).rmdir()
     classes = {} if masks is None else masks.classes.names
-    return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems, classes)
+    counts = None if text_mask is None else text_mask.record()
+    return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems, classes, counts)
 
 
 def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) -> list[_Names]:
@@ -206,6 +213,10 @@ def _write_volume(
     with bar(f"slices of {names.volume}", len(slices)) as progress:
         for number in range(len(slices)):
             pixels = draw_slice(slices, number, windows, settings.neighbours)
+            cells = {}
+            if tables.text_mask is not None:
+                pixels, regions = tables.text_mask.count(pixels, separate=True)
+                cells = {MASKED_COLUMN: str(regions)}
             name = slice_name(names.volume, number)
             content = _png(pixels)
             (stage / name).write_bytes(content)
@@ -218,7 +229,7 @@ def _write_volume(
                 channels=1 if pixels.ndim == 2 else 3, bits=8, group=names.group,
                 mask=None if labels is None else f"{_MASKS}/{name}", volume=names.volume, slice=str(number),
                 spacing_slices_mm=spacing[0], spacing_rows_mm=spacing[1], spacing_columns_mm=spacing[2],
-                study=names.study, modality=modality,
+                study=names.study, modality=modality, **cells,
             )  # fmt: skip
             progress.advance()
     tables.records[names.volume] = record_of(volume)

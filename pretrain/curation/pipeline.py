@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import write_manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.output_folder import locked
@@ -41,6 +42,7 @@ def curate(
     embedder: Embedder | None = None,
     device: str = "auto",
     workers: int | None = None,
+    mask: TextMask | None = None,
     report: Callable[[CurationResult], None] | None = None,
 ) -> CurationResult:
     """Curate a pool and write the resulting manifest.
@@ -54,6 +56,7 @@ def curate(
         embedder: vectors for retrieval and sampling; None for the copy-detection descriptor.
         device: of networks: auto, cpu, cuda.
         workers: threads, or processes of the executor; None for one per processor.
+        mask: masks burned-in text in the copies with blurred faces.
         report: writes the report; it is called before the manifest is written.
 
     Raises:
@@ -86,7 +89,7 @@ def curate(
         if not decisions.kept.any():
             context.notes.append("no image is kept")
             logger.warning("no image is kept: see the column 'reason'")
-        manifest = write_result(output, context, config, decisions, links, selection, faces)
+        manifest = write_result(output, context, config, decisions, links, selection, faces, mask)
         if report is not None:
             report(result_of(output, manifest))
         write_manifest(manifest, output)  # last: it shows that the curation is complete

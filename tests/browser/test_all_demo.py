@@ -53,7 +53,7 @@ def demo_words(made: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
-    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made)]
+    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made), "--abstain", "0.5"]
     with serve(command, tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 
@@ -84,6 +84,12 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     values = [float(text.rstrip("%")) for text in visit.page.locator(".bar-value").all_inner_texts()]
     expected = load_adapter(made / "cls").probabilities(image)
     assert dict(zip(names, values, strict=True)) == {name: round(100 * p, 1) for name, p in expected.items()}
+    predictor = load_adapter(made / "cls")
+    output, limits = predictor.output_of_image(predictor.preprocessing.read(manifest.path(row))), predictor.answer.sets
+    rule = predictor.abstention.at_coverage(0.5)
+    assert visit.page.locator("#abstained").count() == rule.abstains(np.array([output.confidence]))[0]
+    stated = limits.problem or ", ".join(output.prediction_set)
+    assert stated in visit.page.inner_text("#prediction-set")
     (answer,) = load_index(made / "idx").search_manifest(manifest.take([row]), 6, exclude_same_group=True)
     similarities = [f"{neighbor.similarity:.3f}" for neighbor in answer.neighbors]
     assert visit.page.locator("#similar .similarity").all_inner_texts() == similarities

@@ -56,16 +56,19 @@ class ClassRows:
 
 
 class ClassProbabilities(dict[str, float]):
-    """Name of each class to its probability, 0 to 1, with the confidence of the prediction.
+    """Name of each class to its probability, 0 to 1, with the confidence and the set of the prediction.
 
     Args:
         values: names and probabilities.
         confidence: how sure the prediction is, 0 to 1.
+        prediction_set: as of `ClassPrediction`.
     """
 
-    def __init__(self, values: Iterable[tuple[str, float]], confidence: float) -> None:
+    def __init__(
+        self, values: Iterable[tuple[str, float]], confidence: float, prediction_set: tuple[str, ...] | None = None
+    ) -> None:
         super().__init__(values)
-        self.confidence = confidence
+        self.confidence, self.prediction_set = confidence, prediction_set
 
 
 class ClassifyPredictor(Predictor):
@@ -224,8 +227,12 @@ class ClassifyPredictor(Predictor):
     def outputs_of_features(self, features: Features, sizes: Sequence[Size]) -> list[ClassProbabilities]:
         rows = self.rows_of_features(features)
         return [
-            ClassProbabilities(zip(self.classes, values, strict=True), confidence)
-            for values, confidence in zip(rows.probabilities.tolist(), rows.confidence.tolist(), strict=True)
+            ClassProbabilities(
+                zip(self.classes, values.tolist(), strict=True),
+                float(rows.confidence[row]),
+                None if rows.sets is None else self.names_of_set(rows.sets[row]),
+            )
+            for row, values in enumerate(rows.probabilities)
         ]
 
     def reference_outputs(self, pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dinomed.apps.api.data.frames import with_frame_rule
 from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets import open as opening
 from dinomed.datasets.manifest import Manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
@@ -249,6 +250,7 @@ def audit_labels(
     folds: int = FOLDS,
     seed: int = 0,
     cache: PathLike | None = None,
+    mask: TextMask | None = None,
     device: str = "auto",
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -305,7 +307,7 @@ def audit_labels(
             "notes": ["a suspect is a label to look at again, not an error for certain", RESEARCH_USE],
         }
         if out is not None:
-            write_text(out, build_label_page(errors, images, report))
+            write_text(out, build_label_page(errors, images, report, mask))
         if table is not None and Path(table).suffix.lower() == ".json":
             write_json(table, {**report, "ranked": ranked})
         elif table is not None:

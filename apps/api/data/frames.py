@@ -26,6 +26,7 @@ def frames(
     min_tissue: float = 0.25,
     keep_ids: bool = False,
     id_key: PathLike | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
 ) -> "FramesResult":
     """Write selected frames of videos as PNG files with a manifest, in which each video or patient is a group.
@@ -48,11 +49,13 @@ def frames(
         keep_ids: call videos like their files, instead of numbers.
         id_key: file with a secret key, as for `scan`: videos are pseudonyms of their contents, patients
             of their IDs.
+        mask_text: fill burned-in text that the detector finds (`dinomed.burned_in_text`) in the written pictures. It
+            misses text, and is no de-identification.
         overwrite: replace an earlier result in `out`.
 
     Returns:
         The folder, the manifest, the name and the group of each video, the numbers of dropped frames by reason,
-        and (path, reason) of damaged videos.
+        (path, reason) of damaged videos, and the counts of masked text.
 
     Raises:
         UsageError: there is no video, a setting is out of its range, no frame is kept, or `out` is in use.
@@ -63,6 +66,7 @@ def frames(
         >>> written.manifest.column("frame")[0], "black" in written.dropped
         ('10', True)
     """
+    from dinomed.burned_in_text.mask import TextMask
     from dinomed.pretrain.curation.frames.selection import build_frame_config
     from dinomed.pretrain.curation.frames.write import RESERVED, write_frames
 
@@ -76,7 +80,9 @@ def frames(
     names, patients = name_groups(files, keep_ids, RESERVED, key), name_patients(files, key)
     if patients.count(None) > 1:
         logger.info("videos that are no DICOM are a group each: name the patient of each video in a table of `scan`")
-    return write_frames(files, names, patients, out, config, overwrite=overwrite)
+    return write_frames(
+        files, names, patients, out, config, mask=TextMask() if mask_text else None, overwrite=overwrite
+    )
 
 
 def with_frame_rule(options: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ def slices(
     masks: PathLike | None = None,
     keep_ids: bool = False,
     id_key: PathLike | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
 ) -> "SlicesResult":
     """Write the slices of volumes as PNG files with a manifest, in which each patient is a group.
@@ -46,10 +47,13 @@ def slices(
             resampled; one that does not align is refused, and one that has the name of several volumes.
         keep_ids: use names of files and folders and identifiers of patients and studies, instead of numbers.
         id_key: file with a secret key, as for `scan`: patients, studies and volumes are pseudonyms, instead of numbers.
+        mask_text: fill burned-in text that the detector finds (`dinomed.burned_in_text`) in the written slices, in
+            each channel. It misses text, and is no de-identification.
         overwrite: replace an earlier result in `out`.
 
     Returns:
-        The folder, the manifest, the name of each volume, and (path, reason) of what could not be used.
+        The folder, the manifest, the name of each volume, (path, reason) of what could not be used, and the
+        counts of masked text.
 
     Raises:
         UsageError: there is no volume, a setting is wrong, or `out` is in use.
@@ -60,6 +64,7 @@ def slices(
         >>> len(written.manifest), written.manifest.column("slice")[:2]
         (4, ['0', '1'])
     """
+    from dinomed.burned_in_text.mask import TextMask
     from dinomed.volumes.find import find_volumes
     from dinomed.volumes.geometry import AXES
     from dinomed.volumes.masks import find_masks, without_masks
@@ -79,4 +84,7 @@ def slices(
     if masks is not None:
         mask_files = find_masks(Path(masks))
         search.sources = without_masks(search.sources, mask_files)
-    return write_slices(search, out, settings, masks=mask_files, keep_ids=keep_ids, key=key, overwrite=overwrite)
+    text_mask = TextMask() if mask_text else None
+    return write_slices(
+        search, out, settings, masks=mask_files, keep_ids=keep_ids, key=key, text_mask=text_mask, overwrite=overwrite
+    )

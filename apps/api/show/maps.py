@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.apps.api.backbones import BackboneLike, extract_features, load_backbone
-from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
+from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder, text_mask
 from dinomed.apps.api.show.results import check_out
 from dinomed.datasets.manifest import Manifest, is_manifest, read_manifest
 from dinomed.datasets.open import open_dataset
@@ -69,6 +69,7 @@ def show_map(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache: PathLike | None = None,
+    mask_text: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     device: str = "auto",
@@ -97,6 +98,7 @@ def show_map(
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
+        mask_text: mask burned-in text that the detector finds in the thumbnails; it misses text.
         seed: of the sample and of the projection.
         overwrite: replace an earlier map in `out`.
         device: device of a backbone that is given by name or path.
@@ -147,7 +149,15 @@ def show_map(
         with claimed_file(out):
             if Path(out).suffix.lower() == ".html":
                 page = build_map_page(
-                    points, manifest, columns, chosen=chosen, rows=rows.tolist(), note=note, names=names, star=place
+                    points,
+                    manifest,
+                    columns,
+                    chosen=chosen,
+                    rows=rows.tolist(),
+                    note=note,
+                    names=names,
+                    star=place,
+                    mask=text_mask(mask_text, True, ""),
                 )
                 write_text(out, page)
             else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
-from dinomed.apps.api.inputs import PathLike
+from dinomed.apps.api.inputs import PathLike, text_mask
 from dinomed.apps.api.show.results import (
     Images,
     ShownAttention,
@@ -37,6 +37,7 @@ def show_pca(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownPca:
@@ -58,6 +59,7 @@ def show_pca(
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
+        mask_text: mask burned-in text that the detector finds in the picture; it misses text.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -74,9 +76,10 @@ def show_pca(
         (8, 4, 4, 3)
     """
     check_out(out, overwrite)
+    masker = text_mask(mask_text, True, "")
     sources = choose_sources(images, MOST_PCA, "pca")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
-    embedded = embed_images(frozen, sources)
+    embedded = embed_images(frozen, sources, masker)
     patches = np.stack([image.tokens for image in embedded])
     mask = None if whole else find_foreground(patches, threshold=threshold, flip=flip)
     colours = pca_colours(patches, mask)
@@ -96,6 +99,7 @@ def show_attention(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownAttention:
@@ -113,6 +117,7 @@ def show_attention(
         image_size: side of the square to which the image is resized, px. A larger one gives more patches.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
+        mask_text: mask burned-in text that the detector finds in the picture; it misses text.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -131,9 +136,10 @@ def show_attention(
     if not 0 < mass <= 1:
         raise UsageError(f"`mass={mass:g}` is out of range; give a share above 0, up to 1")
     check_out(out, overwrite)
+    masker = text_mask(mask_text, True, "")
     sources = choose_sources(image, 1, "attention")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
-    ((pixels, shown),) = read_sources(frozen, sources)
+    ((pixels, shown),) = read_sources(frozen, sources, masker)
     attention = last_attention(frozen, frozen.preprocessing.squashed(pixels)[None])
     picture = PatchImage("image 1", reduce_shown(shown), pixels.shape[:2], np.empty((*attention.grid, 0), np.float32))
     drawing = draw_attention(picture, attention, mass)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
-from dinomed.apps.api.inputs import PathLike
+from dinomed.apps.api.inputs import PathLike, text_mask
 from dinomed.apps.api.show.results import (
     Images,
     ShownMatches,
@@ -41,6 +41,7 @@ def show_match(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownMatches:
@@ -60,6 +61,7 @@ def show_match(
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
+        mask_text: mask burned-in text that the detector finds in the picture; it misses text.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -81,9 +83,10 @@ def show_match(
     if count < 1:
         raise UsageError(f"`count={count}` is out of range; give at least 1")
     check_out(out, overwrite)
+    masker = text_mask(mask_text, True, "")
     sources = [*choose_sources(first, 1, "match"), *choose_sources(second, 1, "match")]
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
-    left, right = embed_images(frozen, sources)
+    left, right = embed_images(frozen, sources, masker)
     matches = match_patches(left.tokens, right.tokens, min_similarity=min_similarity, count=count)
     grids = left.tokens.shape[:2], right.tokens.shape[:2]
     drawing = draw_match(left.shown, right.shown, matches, grids, min_similarity)
@@ -107,6 +110,7 @@ def show_similarity(
     image_size: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    mask_text: bool = False,
     overwrite: bool = False,
     device: str = "auto",
 ) -> ShownSimilarity:
@@ -124,6 +128,7 @@ def show_similarity(
         image_size: side of the square to which images are resized, px. A larger one gives more patches.
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
+        mask_text: mask burned-in text that the detector finds in the picture; it misses text.
         overwrite: replace an earlier picture in `out`.
         device: device of a backbone that is given by name or path.
 
@@ -140,9 +145,10 @@ def show_similarity(
         (6, (2, 2), 1.0)
     """
     check_out(out, overwrite)
+    masker = text_mask(mask_text, True, "")
     sources = choose_sources(images, MOST_SIMILARITY, "similarity")
     frozen = load_backbone(backbone, weights=weights, device=device, image_size=image_size, mean=mean, std=std)
-    embedded = embed_images(frozen, sources)
+    embedded = embed_images(frozen, sources, masker)
     height, width = embedded[0].size
     x, y = (width / 2, height / 2) if at is None else at
     if not (0 <= x < width and 0 <= y < height):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 import cv2
 import numpy as np
 
+from dinomed.burned_in_text.find import text_share
 from dinomed.pretrain.curation.filters.config import QualityConfig
-from dinomed.pretrain.curation.filters.text import text_share
 
 WORKING_SIDE = 256
 """Short side in px to which larger images are reduced before they are measured."""
@@ -29,7 +29,7 @@ class Quality:
     sharpness: float  # variance of the Laplacian of the content, squared grey levels: 0 up to some thousands
     overexposed_share: float  # of the content: at least two channels are clipped (250 or more)
     border_share: float  # dark and connected to the edge of the image, or uniform rows and columns at the edge
-    text_share: float  # inside the boxes of lines of text (`filters.text`)
+    text_share: float  # inside the boxes of lines of text (`dinomed.burned_in_text`)
 
 
 MEASURES = tuple(field.name for field in fields(Quality))

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.tables import write_csv
 from dinomed.datasets.written import earlier_pictures
@@ -41,6 +42,7 @@ class FramesResult:
         groups: path of each video -> its group in the manifest: the patient of a DICOM file, or else its name.
         dropped: reason -> number of frames.
         problems: (path of a video, reason) of videos that are damaged, or cannot be read to their end.
+        masked_text: counts of masked text (`TextMask.record`); None if it was not masked.
     """
 
     folder: Path
@@ -49,12 +51,14 @@ class FramesResult:
     groups: dict[str, str]
     dropped: dict[str, int]
     problems: list[tuple[str, str]]
+    masked_text: dict[str, int] | None = None
 
 
 @dataclass
 class _Rows:
-    """The rows of both tables while they grow."""
+    """The rows of both tables while they grow, and what masks text in the frames."""
 
+    mask: TextMask | None = None
     kept: dict[str, list[Any]] = field(default_factory=dict)
     dropped: list[tuple[Any, ...]] = field(default_factory=list)
     problems: list[tuple[str, str]] = field(default_factory=list)
@@ -75,6 +79,7 @@ def write_frames(
     out: str | Path,
     config: FrameConfig,
     *,
+    mask: TextMask | None = None,
     overwrite: bool = False,
 ) -> FramesResult:
     """Write the selected frames of videos as NAME/NUMBER.png, with their manifest and the table of dropped frames.
@@ -87,13 +92,14 @@ def write_frames(
         patients: group of each video; None for its name.
         out: output folder.
         config: the rules of the selection.
+        mask: masks text in the written frames; the column `masked_text` has the number of regions of each.
         overwrite: replace an earlier result in `out`.
 
     Raises:
         UsageError: `out` is in use, or no frame is kept.
         DinomedError: no video can be read, or nothing can be written.
     """
-    out, rows = Path(out), _Rows()
+    out, rows = Path(out), _Rows(mask)
     with open_output_folder(out, marker=DROPPED_FILE, overwrite=overwrite) as stage:
         earlier = earlier_pictures(out, (MANIFEST_FILE, DROPPED_FILE), "video", "frame", 6, "time_s", "frames")
         groups = [patient or name for name, patient in zip(names, patients, strict=True)]
@@ -112,7 +118,9 @@ def write_frames(
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
     named, grouped = (dict(zip(map(str, videos), values, strict=True)) for values in (names, groups))
-    return FramesResult(out, manifest, named, grouped, dict(counts), rows.problems)
+    return FramesResult(
+        out, manifest, named, grouped, dict(counts), rows.problems, None if mask is None else mask.record()
+    )
 
 
 def _write_video(path: Path, name: str, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
@@ -146,13 +154,17 @@ def _write_selected(video: Video, folder: str, group: str, stage: Path, config: 
                 rows.dropped.append((folder, frame.number, time_s, judged.reason))
                 continue
             name, file = f"{folder}/{frame.number:06}.png", io.BytesIO()
-            Image.fromarray(frame.pixels).save(file, "PNG", compress_level=3)
+            pixels, cells = frame.pixels, {}
+            if rows.mask is not None:
+                pixels, regions = rows.mask.count(frame.pixels)
+                cells = {MASKED_COLUMN: str(regions)}
+            Image.fromarray(pixels).save(file, "PNG", compress_level=3)
             content = file.getvalue()
             (stage / name).write_bytes(content)
             rows.keep(
                 image=name, sha256=hashlib.sha256(content).hexdigest(), width=frame.pixels.shape[1],
                 height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
-                group=group, video=folder, frame=str(frame.number), time_s=time_s,
+                group=group, video=folder, frame=str(frame.number), time_s=time_s, **cells,
             )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.html.album import MIB, Album
 from dinomed.html.page import (
     build_bar_table,
@@ -37,28 +38,39 @@ COLUMNS = 6  # columns whose balance is shown
 _OTHER = "other"
 
 
-def write_report(result: CurationResult, path: str | Path, *, names: bool = False, limit_mib: float = 16) -> None:
+def write_report(
+    result: CurationResult,
+    path: str | Path,
+    *,
+    names: bool = False,
+    mask: TextMask | None = None,
+    limit_mib: float = 16,
+) -> None:
     """Write the report.
 
     Args:
         names: show the paths of images instead of their row numbers.
+        mask: masks burned-in text in the images.
         limit_mib: maximum size of the page; further images are left out.
 
     Raises:
         DinomedError: `path` cannot be written.
     """
-    write_text(path, build_report(result, names=names, limit_mib=limit_mib))
+    write_text(path, build_report(result, names=names, mask=mask, limit_mib=limit_mib))
 
 
-def build_report(result: CurationResult, *, names: bool = False, limit_mib: float = 16) -> str:
+def build_report(
+    result: CurationResult, *, names: bool = False, mask: TextMask | None = None, limit_mib: float = 16
+) -> str:
     """Return the report as HTML; see `write_report`."""
-    album = Album(round(limit_mib * MIB), names=names)
+    album = Album(round(limit_mib * MIB), names=names, mask=mask)
     chapters = (_sources, _reasons, _balance, _maps, show_pairs, show_sheets, show_clusters, _search, _times)
     parts = []
     with bar("report", len(chapters)) as progress:
         for chapter in chapters:
             parts += chapter(result, album)
             progress.advance()
+    parts += album.note()
     if album.left_out:
         parts.append(
             paragraph(f"{album.left_out} images were left out: the page has reached its limit of {limit_mib:g} MiB.")

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, write_manifest
 from dinomed.images.read import read_header, read_image
 from dinomed.io.files import replacing, sha256_file, write_json
@@ -29,7 +30,7 @@ Boxes = dict[int, list[Box]]  # row -> faces
 
 def write_result(
     output: Path, context: CurationContext, config: CurationConfig, decisions: Decisions, links: DuplicateLinks,
-    selection: Selection, faces: Boxes,
+    selection: Selection, faces: Boxes, mask: TextMask | None = None,
 ) -> Manifest:  # fmt: skip
     """Write the rows, the excluded images and the summary; return the manifest, which is written last."""
     pool = context.pool
@@ -50,8 +51,10 @@ def write_result(
         references_path.unlink(missing_ok=True)
     else:
         write_manifest(pool.references, references_path)
-    write_json(summary_path(output), _summary(context, config, decisions, links, selection, faces))
-    return _blurred(output, _manifest(context, decisions, links, selection), faces, decisions)
+    manifest = _blurred(output, _manifest(context, decisions, links, selection), faces, decisions, mask)
+    summary = _summary(context, config, decisions, links, selection, faces)
+    write_json(summary_path(output), summary | ({} if mask is None else {"masked_text": mask.record()}))
+    return manifest
 
 
 def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:
@@ -73,7 +76,7 @@ def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLi
     return build_manifest(columns, manifest.root)
 
 
-def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decisions) -> Manifest:
+def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decisions, mask: TextMask | None) -> Manifest:
     """Replace images that have faces by blurred copies; the column `original` holds the path of the original."""
     import os
 
@@ -94,7 +97,8 @@ def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decision
     for row in track(chosen, "blurring faces"):
         path = folder / blurred_name(columns["sha256"][row])
         with replacing(path) as temporary:
-            Image.fromarray(blur_faces(read_image(manifest.path(row)), faces[row])).save(temporary, format="PNG")
+            pixels = blur_faces(read_image(manifest.path(row)), faces[row])
+            Image.fromarray(pixels if mask is None else mask(pixels)).save(temporary, format="PNG")
         header = read_header(path)
         columns["original"][row] = columns["image"][row]
         columns["image"][row] = path.relative_to(root).as_posix()

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
+from dinomed.burned_in_text.find import find_text, text_share
 from dinomed.datasets.synthetic.scene import KINDS, draw_scene
 from dinomed.datasets.synthetic.view import take_view
 from dinomed.images.read import read_image
 from dinomed.pretrain.curation.descriptors.synthetic_copies import draw_text
 from dinomed.pretrain.curation.filters.config import QualityConfig
 from dinomed.pretrain.curation.filters.quality import QUALITY_REASONS, find_border, judge, measure_quality
-from dinomed.pretrain.curation.filters.text import find_text, text_share
 
 CONFIG = QualityConfig()
 

@@ -1,51 +1,16 @@
-"""Burned-in text: the share of an image that lines of letters cover.
+"""Letters and lines of burned-in text: connected components of strokes, and rows of them."""
 
-There is no network and no character recognition. Letters are strokes that stand out from their surroundings (top-hat
-and black-hat), in components of similar height and colour, side by side on a line; a line has at least three.
-Horizontal text with a height of about 1.5 to 15% of the short side is found; slanted, vertical or faint text is not.
-"""
-
-import cv2
 import numpy as np
 
-_SIDE = 480  # short side in px for detection: a caption of 2% of the height of a video frame has 10 px
-_STROKE = 17  # px, wider than a stroke of the largest letters
-_CONTRAST = 45  # grey levels over (or under) the surroundings
 _HEIGHTS = (7, 72)  # px
 _LEAST = 3  # letters in a line
 
 
-def text_share(image: np.ndarray) -> float:
-    """Return the share of an image, uint8 RGB ``(H, W, 3)``, inside the boxes of its lines of text: 0 to 1."""
-    boxes, (height, width) = find_text(image)
-    covered = np.zeros((height, width), bool)
-    for left, top, right, bottom in boxes:
-        covered[top:bottom, left:right] = True
-    return float(covered.mean())
-
-
-def find_text(image: np.ndarray) -> tuple[list[tuple[int, int, int, int]], tuple[int, int]]:
-    """Return the boxes of the lines of text in an image, uint8 RGB ``(H, W, 3)``, at a short side of 480 px.
-
-    Returns:
-        The boxes (left, top, right, bottom) in px of the resized image, right and bottom exclusive; its (height,
-        width).
-    """
-    short = min(image.shape[:2])
-    scale = _SIDE / short
-    kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    gray = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale, interpolation=kind)
-    kernel = cv2.getStructuringElement(cv2.MORPH_RECT, (_STROKE, _STROKE))
-    boxes = []
-    for operation in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):  # light on dark, dark on light
-        strokes = (cv2.morphologyEx(gray, operation, kernel) > _CONTRAST).astype(np.uint8)
-        boxes += _lines(_letters(strokes, np.asarray(gray)))
-    return boxes, (gray.shape[0], gray.shape[1])
-
-
-def _letters(strokes: np.ndarray, gray: np.ndarray) -> np.ndarray:
+def find_letters(strokes: np.ndarray, gray: np.ndarray) -> np.ndarray:
     """Return components that may be letters, float (n, 5): left, top, right, bottom, mean grey level; from left to
     right."""
+    import cv2
+
     _, labels, stats, _ = cv2.connectedComponentsWithStats(strokes, connectivity=8)
     stats = stats[1:]
     if not len(stats):
@@ -59,7 +24,7 @@ def _letters(strokes: np.ndarray, gray: np.ndarray) -> np.ndarray:
     return letters[np.argsort(letters[:, 0], kind="stable")]
 
 
-def _lines(letters: np.ndarray) -> list[tuple[int, int, int, int]]:
+def find_lines(letters: np.ndarray) -> list[tuple[int, int, int, int]]:
     """Return the boxes of the lines that the letters form."""
     left, top, right, bottom, level = letters.T
     height = bottom - top

@@ -1,0 +1,1 @@
+"""Burned-in text: its detection and masking."""
