@@ -1,0 +1,36 @@
+"""Parts of the benchmarks of left-out centres and of masked text, whose runs take minutes."""
+
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+
+Script = Callable[[str], ModuleType]
+
+
+def test_halves_and_removed_rows_keep_groups_whole(script: Script) -> None:
+    centre = script("left_out_centre")
+    groups = np.array(list("aaabbcdddd"))
+    parts = centre.shuffled_groups(groups, np.arange(10), np.random.default_rng(0))
+    assert sorted("".join(groups[part][0] for part in parts)) == list("abcd")
+    first, second = centre.halves(parts)
+    assert sorted([*first, *second]) == list(range(10))
+    assert not set(groups[first]) & set(groups[second])
+    assert abs(len(first) - len(second)) <= 2
+    rest = centre.without_rows(parts, 4)
+    assert len(rest) <= 6
+    assert all(np.isin(np.flatnonzero(groups == name), rest).all() for name in set(groups[rest]))
+
+
+def test_planted_text_changes_the_picture_and_the_table_counts_it(script: Script) -> None:
+    text = script("burned_in_text")
+    picture = np.full((120, 160, 3), 90, np.uint8)
+    for font in ("outline", "strokes"):
+        written = text.plant(picture, 0.08, (255, 255, 255), font, np.random.default_rng(0))
+        assert 50 < (written != picture).any(axis=2).sum() < 6000
+        assert (picture == 90).all()
+    rows = [{"height": 0.1, "share": share} for share in (1.0, 0.995, 0.5, 0.0)]
+    (row,) = text.summarize(rows, "height")
+    assert (row["drawings"], row["masked"], row["missed"]) == (4, 0.5, 0.25)
+    assert text.resize(picture, 60).shape == (60, 80, 3)
+    assert text.resize(picture, None) is picture
