@@ -4,13 +4,13 @@
 The order is: initial weights, teacher, number of bits and channels of the images, scaling rules.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dinomed.backbones.config import ViTConfig
-from dinomed.config import build_config, flatten_settings, load_config, merge, parse_overrides, parse_yaml
+from dinomed.config import build_config, flatten_settings, merge, parse_yaml
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
@@ -29,7 +29,6 @@ from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototype
 from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE
 
 NEW_HEADS_WARMUP = 0.1
-HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
 
 
 @dataclass(frozen=True)
@@ -99,54 +98,6 @@ def resolve_config(
     for key in sorted(key for key in after if before.get(key) != after[key]):
         logger.debug(f"{key}: {before.get(key)} -> {after[key]}, to fit the weights, the teacher or the images")
     return ResolvedRun(resolved, initialisation, teacher_of_run, manifest, train, held_aside, teacher)
-
-
-def load_pretrain_config(path: Path, overrides: Iterable[str] = (), phase: str | None = None) -> PretrainConfig:
-    """Load a config from YAML, with ``a.b=value`` overrides and, for ``phase="highres"``, the high-resolution settings.
-
-    Overrides replace the settings of the phase. If one of them is `crops.global_size`, the phase uses this size.
-
-    Raises:
-        UsageError: a setting is wrong, the phase is unknown, or a high-resolution phase has no initial weights.
-    """
-    overrides = list(overrides)
-    config = load_config(PretrainConfig, path, overrides)
-    if phase is None:
-        return config
-    if phase != "highres":
-        raise UsageError(f"`phase={phase!r}` is unknown; use highres")
-    settings = parse_overrides(overrides)
-    has_size = "global_size" in settings.get("crops", {})
-    size = config.crops.global_size if has_size else HIGH_RESOLUTION  # local crops follow it
-    large = to_high_resolution(load_config(PretrainConfig, path), size).model_dump()
-    config = build_config(PretrainConfig, merge(large, settings), "`phase=highres`")
-    if config.start.weights is None:
-        raise UsageError("`phase=highres` needs the weights of a run; add `start=RUN`")
-    return config
-
-
-def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> PretrainConfig:
-    """Return the settings of the short high-resolution phase at the end of pretraining (Oquab et al. 2023, section 4).
-
-    All crops grow by the same factor, the position embedding is resized once, and every schedule runs over the steps
-    of this phase. The paper's 10,000 steps after 125,000 (or 625,000) become 8% of the config's steps. The paper does
-    not give the learning rate, only says that it is lower; here it is a tenth.
-
-    Args:
-        size: side of the global crops, px; rounded to whole patches.
-    """
-    patch, crops, run = config.backbone.patch_size, config.crops, config.run
-    global_size = round(size / patch) * patch
-    local_size = max(round(crops.local_size * global_size / crops.global_size / patch), 1) * patch
-    changes = {
-        "backbone": {"image_size": global_size},
-        "crops": {"global_size": global_size, "local_size": local_size, "early": None},
-        "frozen_size": global_size,
-        "optimizer": {"lr": config.optimizer.lr / 10},
-        "run": {"steps": max(run.steps * 8 // 100, 1)},
-        "start": {"resize_positions": True},
-    }
-    return build_config(PretrainConfig, merge(config.model_dump(), changes), "`phase=highres`")
 
 
 def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation | None) -> PretrainConfig:

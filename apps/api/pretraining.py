@@ -67,9 +67,9 @@ def pretrain(
         (2, 128)
     """
     check_resume(resume, overwrite)
-    from dinomed.pretrain.trainer import pretrain as train_backbone
-
     resolved = _load_config(config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed)
+    from dinomed.pretrain.trainer import pretrain as train_backbone  # takes seconds, so after the check of the config
+
     return train_backbone(
         resolved, _source(data), Path(out), fixed=_fixed_names(settings, steps), device=device, resume=resume,
         overwrite=overwrite,
@@ -124,11 +124,12 @@ def distill(
         1
     """
     check_resume(resume, overwrite)
+    resolved = _load_config(config, settings, steps=steps, seed=seed)
     from dinomed.pretrain.trainer import pretrain as train_backbone
 
     return train_backbone(
-        _load_config(config, settings, steps=steps, seed=seed), _source(data), Path(out), teacher=folder_path(teacher),
-        fixed=_fixed_names(settings, steps), device=device, resume=resume, overwrite=overwrite,
+        resolved, _source(data), Path(out), teacher=folder_path(teacher), fixed=_fixed_names(settings, steps),
+        device=device, resume=resume, overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def _load_config(
     seed: int | None,
 ) -> "PretrainConfig":
     """Return the config of a file or a name, with overrides and the settings of a phase."""
-    from dinomed.pretrain.resolve import load_pretrain_config
+    from dinomed.pretrain.config import load_pretrain_config
 
     overrides = override_list(
         settings, run__steps=steps, run__seed=seed, start__weights=None if start is None else str(folder_path(start)),

@@ -185,9 +185,23 @@ def demo_options() -> list[str]:
     return []
 
 
+@pytest.fixture(scope="session")
+def plain_demo(browser: Any, stand_in: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """The demo without options, which all modules share: its start takes seconds of the processor."""
+    with serving(stand_in, tmp_path_factory.mktemp("demo") / "tmp") as demo:
+        yield demo
+
+
 @pytest.fixture(scope="module")
 def demo(
-    browser: Any, stand_in: list[str], demo_options: list[str], tmp_path_factory: pytest.TempPathFactory
+    browser: Any,
+    stand_in: list[str],
+    demo_options: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Demo]:
+    if not demo_options:
+        yield request.getfixturevalue("plain_demo")
+        return
     with serving([*stand_in, *demo_options], tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo

@@ -11,8 +11,7 @@ from PIL import Image
 
 from dinomed.apps.cli import main
 from dinomed.config import load_config, to_yaml
-from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.resolve import load_pretrain_config
+from dinomed.pretrain.config import PretrainConfig, load_pretrain_config
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]

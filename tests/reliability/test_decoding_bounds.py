@@ -76,8 +76,8 @@ def test_pages_are_counted_and_bounded(tmp_path: Path, corpus: SimpleNamespace) 
         path.write_bytes(corpus.tiff_of_pages(pages, loop))
         with path.open("rb") as file:
             assert count_tiff_pages(file) == pages
-    path.write_bytes(corpus.tiff_of_pages(20_000))
-    assert read_header(path).frames == 20_000
+    path.write_bytes(corpus.tiff_of_pages(2_000))
+    assert read_header(path).frames == 2_000
     path.write_bytes(corpus.tiff_of_pages(MAX_TIFF_PAGES + 1))
     assert refused(path, read_header) == "more than 65,536 pages; split the file"
 

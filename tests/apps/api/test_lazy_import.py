@@ -49,6 +49,7 @@ def test_pretrain_is_callable_before_and_after_its_package_is_imported(first: st
         "import dinomed.pretrain.config as config; assert config.PretrainConfig\n"
         "try: dinomed.pretrain('no_such_config', 'x', 'y')\n"
         "except UsageError as error: print(error)\n"
+        "import sys; assert 'torch' not in sys.modules\n"  # a wrong config is named at once
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no_such_config does not exist" in done.stdout

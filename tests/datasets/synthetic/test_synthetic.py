@@ -30,8 +30,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_seed_decides_every_byte(lesions: Path, tmp_path: Path) -> None:
     again = write_lesions(tmp_path / "b", count=90, seed=3)
     assert contents(again) == contents(lesions)
-    other_seed = write_lesions(tmp_path / "c", count=90, seed=4)
-    assert contents(other_seed)["images/SYN_00000_a.jpg"] != contents(lesions)["images/SYN_00000_a.jpg"]
+    three, other_seed = (write_lesions(tmp_path / str(seed), count=3, seed=seed, broken=0) for seed in (3, 4))
+    assert contents(other_seed)["images/SYN_00000_a.jpg"] != contents(three)["images/SYN_00000_a.jpg"]
 
 
 def test_drawing_and_finding_show_how_far_they_are(

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from dinomed.errors import UsageError
-from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.config import PretrainConfig, to_high_resolution
 from dinomed.pretrain.data.stream import RawBatch
 from dinomed.pretrain.monitoring.cost_estimate import estimate
-from dinomed.pretrain.resolve import resolve_config, to_high_resolution
+from dinomed.pretrain.resolve import resolve_config
 from dinomed.pretrain.train_step import StepReport, TrainStep
 from dinomed.pretrain.trainer import Trainer, pretrain
 
@@ -33,7 +33,7 @@ def test_the_crops_grow_at_the_fraction_of_the_run(tiny: Tiny, pictures: Path, t
     assert all(torch.equal(a.globals, b.globals) for a, b in zip(batches[3:], plain, strict=True))
 
 
-@pytest.mark.parametrize("last_step", [2, 4])  # within each part
+@pytest.mark.parametrize("last_step", [2, pytest.param(4, marks=pytest.mark.long)])  # within each part
 def test_a_run_with_both_parts_resumes_exactly(
     tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last_step: int
 ) -> None:

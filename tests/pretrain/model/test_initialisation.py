@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import UsageError
-from dinomed.pretrain.config import PretrainConfig
+from dinomed.pretrain.config import PretrainConfig, to_high_resolution
 from dinomed.pretrain.model.initialisation import read_initialisation
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
-from dinomed.pretrain.resolve import fit_to_initialisation, to_high_resolution
+from dinomed.pretrain.resolve import fit_to_initialisation
 from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
