@@ -12,6 +12,7 @@ from dinomed.log import logger
 
 PREFIX, TIMM = "hf-hub:", "timm/"
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
+_BY_PATH = "if it has a file of weights alone, download that with `hf download`, and give its path"
 
 
 def is_hub_name(name: str | Path) -> bool:
@@ -43,7 +44,9 @@ def fetch_folder(name: str) -> Path:
         elif not any(fetch.file(other) for other in FOLDER_FILES[1:]):
             if fetch.unreachable:
                 raise DinomedError(fetch.offline_message(FOLDER_FILES[0]))
-            raise DinomedError(f"{name}: the repository has none of {', '.join((*FOLDER_FILES, INDEX_FILE))}")
+            raise DinomedError(
+                f"{name}: the repository has none of {', '.join((*FOLDER_FILES, INDEX_FILE))}; {_BY_PATH}"
+            )
     return config.parent
 
 
@@ -81,7 +84,8 @@ class _Fetch:
             raise DinomedError(self.offline_message(file)) from None
         except errors.EntryNotFoundError:
             if required:
-                raise DinomedError(f"{self.name}: the repository has no {file}") from None
+                remedy = _BY_PATH if file == CONFIG_FILES[0] else "its index names it, so give another revision"
+                raise DinomedError(f"{self.name}: the repository has no {file}; {remedy}") from None
             return None
         except errors.HfHubHTTPError as error:
             raise DinomedError(f"{self.name}: the hub answers: {first_line(error, 200)}") from None

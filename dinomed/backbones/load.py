@@ -188,6 +188,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _load_path(path: Path, square: Square, statistics: Statistics | None) -> FrozenBackbone:
     if not path.exists():
         known = did_you_mean(str(path), VARIANTS) if path.name == str(path) else ""
+        known = known or "; `dinomed models` lists the names"
         raise UsageError(f"backbone {str(path)!r} is no known name and no existing path{known}")
     if path.is_file():
         if not (path.suffix == ".safetensors" and has_entry(path, HEADER)):

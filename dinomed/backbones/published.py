@@ -61,7 +61,7 @@ _FORMATS = {
 }
 _TESTED = {
     "timm/vit_small_patch14_dinov2.lvd142m": "this architecture, random weights, in timm",
-    "SiyuanYan1/PanDerm": "nothing",
+    "SiyuanYan1/PanDerm": "BEiT of timm, random weights, in the presumed layout of its file",
 }
 """Rows for which it is not a small model of the family."""
 _HALF = "0.5 and 0.5"

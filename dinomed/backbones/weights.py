@@ -4,6 +4,7 @@ The names in this project are those of official DINOv2. Also known are checkpoin
 ``backbone.``, chunked blocks), official DINOv3, timm, and transformers (the names on disk and those in memory).
 """
 
+import errno
 import math
 import pickle
 import re
@@ -26,6 +27,9 @@ State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 INDEX_FILE = "model.safetensors.index.json"
 """List of the shards of weights that are kept in several files."""
+
+
+_AGAIN = "copy or download it again"
 
 
 def read_weights(path: str | Path) -> State:
@@ -103,7 +107,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)})") from None
+        raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)}); {_AGAIN}") from None
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise DinomedError(
@@ -111,11 +115,14 @@ def _read(path: Path) -> Any:
             "its code; save its state dict as safetensors where you trust it"
         ) from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch seeks in a zip archive that is cut off
+            raise DinomedError(f"{path}: cut off or damaged; {_AGAIN}") from None
         raise DinomedError(f"{path} cannot be read: {system_reason(error)}") from None
     except DinomedError:
         raise
     except Exception as error:  # an unpickler raises any error on damaged bytes
-        raise DinomedError(f"{path}: cut off, damaged, or not a file of weights ({_first_sentence(error)})") from None
+        why = f"cut off, damaged, or not a file of weights ({_first_sentence(error)})"
+        raise DinomedError(f"{path}: {why}; {_AGAIN}") from None
 
 
 def _first_sentence(error: Exception) -> str:
@@ -154,8 +161,11 @@ _HEADS = (
 
 
 def _strip_prefix(state: State) -> State:
-    """Remove prefixes of wrappers, and heads, which are no part of a backbone."""
-    for prefix in _PREFIXES:
+    """Remove prefixes of wrappers, and heads, which are no part of a backbone.
+
+    A checkpoint of CAE, such as PanDerm's, holds its backbone under ``encoder.``, beside a teacher and a decoder.
+    """
+    for prefix in (*_PREFIXES, *(("encoder.",) if "encoder.patch_embed.proj.weight" in state else ())):
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         state = inside or state
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
@@ -225,7 +235,9 @@ def _from_dinov3(state: State) -> State:
         mask, bias = out.pop(key), key.removesuffix("_mask")
         if bias in out:
             out[bias] = torch.where(mask == 0, 0.0, out[bias].float())
-    for key in [key for key in out if key.endswith(".attn.q_bias")]:  # timm, without a bias of the keys
+    for key in [key for key in out if key.endswith(".attn.q_bias")]:  # timm, BEiT and CAE, without a bias of the keys
+        if key.replace(".q_bias", ".v_bias") not in out:
+            continue
         query, value = out.pop(key), out.pop(key.replace(".q_bias", ".v_bias"))
         out[key.replace(".q_bias", ".qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
     for key in [key for key in out if ".mlp.up_proj." in key]:  # `_join` has taken those of gated layers

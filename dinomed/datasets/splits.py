@@ -62,9 +62,12 @@ def make_folds(groups: Sequence[str], labels: Sequence[str | None], folds: int, 
     """
     count = len(set(groups))
     if folds < 2 or count < folds:
+        remedy = "folds need two groups or more"
+        if count > 1:
+            remedy = f"give 2{'' if count == 2 else f' to {count}'} folds"
         raise UsageError(
             f"`folds={folds}`: the images have {count} groups (patients, lesions, videos, or images without a group); "
-            f"{f'give 2 to {count} folds' if count > 1 else 'folds need two groups or more'}"
+            f"{remedy}"
         )
     parts = _assign_parts(groups, labels, np.full(folds, 1 / folds), seed)
     missing = sorted(set(range(folds)) - set(parts))

@@ -64,7 +64,7 @@ def has_entry(path: Path, entry: str) -> bool:
         with safe_open(path, "pt") as file:
             return entry in (file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({first_line(error, 200)})") from None
+        raise DinomedError(f"{path}: a damaged safetensors file ({first_line(error, 200)}); copy it again") from None
 
 
 def read_header(path: Path, entry: str, remedy: str) -> Any:

@@ -151,6 +151,7 @@ BAD_CONFIGS = {
         {"architecture": "vit_small_patch16_224", "model_args": {"no_such_thing": 1}}, "timm cannot build",
     ),
     "another architecture": ({"architecture": "vit_base_patch16_siglip_224"}, "weights of another architecture"),
+    "a language model": ({"model_type": "bert"}, "a bert model, which dinomed cannot use; it reads .*beit.* of timm"),
     "another kind": ({"model_type": "wav2vec2"}, "is of a wav2vec2 model, which dinomed cannot use"),
     "nothing": ({"a": 1}, "names no model"),
     "other sizes": ({"model_type": "vit", "hidden_size": 64, "num_hidden_layers": 9}, "depth 2, its config.json"),
@@ -180,6 +181,12 @@ def test_a_file_that_is_no_vit_gives_one_line(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(pickle.dumps({"a": Payload()}))
     with pytest.raises(DinomedError, match="refused: it holds more than tensors"):
         load_backbone(tmp_path / "weights.pth")
+    torch.save(vit().state_dict(), tmp_path / "whole.pth")
+    content = (tmp_path / "whole.pth").read_bytes()
+    for size in (5000, len(content) // 2, len(content) - 10):
+        (tmp_path / "cut.pth").write_bytes(content[:size])
+        with pytest.raises(DinomedError, match=r"cut\.pth: cut off.*; copy or download it again"):
+            load_backbone(tmp_path / "cut.pth")
 
 
 def sharded(folder: Path) -> Path:
@@ -195,7 +202,7 @@ def test_damaged_shards_give_one_line(tmp_path: Path) -> None:
     shard = sharded(tmp_path)
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])
-    with pytest.raises(DinomedError, match=rf"{shard.name}: a damaged safetensors file"):
+    with pytest.raises(DinomedError, match=rf"{shard.name}: a damaged safetensors file .*; copy or download"):
         load_backbone(tmp_path)
     shard.unlink()
     with pytest.raises(DinomedError, match=rf"1 of \d+ shards are missing \({shard.name}\)"):

@@ -152,8 +152,8 @@ def test_a_repository_that_cannot_be_used_gives_one_line(hub: Hub, tmp_path: Pat
         "hf-hub:lab/gated": "a gated repository; accept its licence on its page at .*/lab/gated",
         "hf-hub:lab/nothing": "the hub has no such repository, or it is private",
         "timm/nothing": "the hub has no such repository, or it is private",
-        "hf-hub:lab/empty": "the repository has no config.json",
-        "hf-hub:lab/code": "the repository has none of model.safetensors",
+        "hf-hub:lab/empty": "the repository has no config.json; if it has a file of weights alone, download that",
+        "hf-hub:lab/code": "the repository has none of model.safetensors.*if it has a file of weights alone",
         "hf-hub:a/b/c": "not the name of a repository",
     }
     for name, message in expected.items():

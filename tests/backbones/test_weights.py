@@ -206,4 +206,4 @@ def test_errors_about_other_files_are_full_sentences(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:200_000])
     with pytest.raises(DinomedError) as caught:
         read_weights(tmp_path / "w.pth")
-    assert str(caught.value).endswith("failed finding central directory)")
+    assert str(caught.value).endswith("failed finding central directory); copy or download it again")

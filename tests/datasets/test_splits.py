@@ -103,5 +103,7 @@ def test_folds_keep_groups_whole_and_classes_even() -> None:
 def test_folds_with_fewer_groups_than_folds_are_refused() -> None:
     with pytest.raises(UsageError, match=r"`folds=4`: the images have 3 groups .* give 2 to 3 folds"):
         make_folds(["a", "b", "c", "c"], ["x"] * 4, 4)
+    with pytest.raises(UsageError, match=r"the images have 2 groups .* give 2 folds$"):
+        make_folds(["a", "b", "b"], ["x"] * 3, 3)
     with pytest.raises(UsageError, match="folds need two groups or more"):
         make_folds(["a", "a"], ["x"] * 2, 2)

@@ -5,7 +5,7 @@ from pathlib import Path
 import dinomed.backbones.families.transformers_format  # noqa: F401  # it registers the families
 from dinomed.backbones.families.registry import FAMILIES, LoadedFamily
 from dinomed.backbones.families.timm_format import load_timm_folder
-from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
+from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.io.files import read_json
 
 CONFIG_FILE = "config.json"
@@ -23,7 +23,8 @@ def load_family_folder(folder: Path) -> LoadedFamily:
     if not path.is_file():
         if (folder / OPEN_CLIP_FILE).is_file():
             raise UsageError(
-                f"{folder}: an OpenCLIP folder; dinomed reads CLIP in the formats of transformers and timm"
+                f"{folder}: an OpenCLIP folder; dinomed reads CLIP in the formats of transformers and timm; give "
+                "one of these"
             )
         raise UsageError(f"{folder}: weights without {CONFIG_FILE}; give the file of the weights itself")
     config = read_json(path)
@@ -41,9 +42,7 @@ def load_family_folder(folder: Path) -> LoadedFamily:
             raise DinomedError(
                 f"{folder}: its config cannot be used ({type(error).__name__}: {first_line(error)}); copy it again"
             ) from error
-    raise UsageError(f"{folder}: {path.name} is of a {names[0]} model, which dinomed cannot use{_hint(names[0])}")
-
-
-def _hint(name: str) -> str:
-    hint = did_you_mean(name, FAMILIES)
-    return hint or f"; it reads {', '.join(FAMILIES)} and ViTs of timm (a plug-in can add a family)"
+    raise UsageError(
+        f"{folder}: {path.name} is of a {names[0]} model, which dinomed cannot use; it reads {', '.join(FAMILIES)} and "
+        "ViTs of timm (a plug-in can add a family)"
+    )

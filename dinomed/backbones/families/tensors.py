@@ -40,6 +40,11 @@ def infer_config(state: Mapping[str, Tensor], source: str, **known: Any) -> ViTC
         raise UsageError(f"{source}: no weights of a ViT (no square patch embedding, or no blocks)")
     if cls_token is None or cls_token.ndim != 3:
         raise UsageError(f"{source}: a ViT without a class token; give a folder with its config.json")
+    if relative := next((key for key in state if "relative_position" in key or "rel_pos_bias" in key), None):
+        raise UsageError(
+            f"{source}: a ViT with relative position biases ({relative}), as in BEiT, which dinomed reads from a "
+            "folder of timm or transformers only; give a folder with its config.json"
+        )
     width, channels, patch = kernel.shape[0], kernel.shape[1], kernel.shape[2]
     feed_forward, ratio = _feed_forward(state, width, source)
     registers = state.get("register_tokens")

@@ -172,7 +172,7 @@ def _foreign(folder: Path, name: str, arguments: dict[str, Any], state: Mapping[
     ):
         raise UsageError(
             f"{folder}: {name} is no ViT (a {type(module).__name__} of timm); dinomed uses backbones of equal blocks "
-            "on patches"
+            "on patches; choose a ViT"
         )
     if fixed is not None:
         fixed = theirs.patch_embed.img_size[0]
