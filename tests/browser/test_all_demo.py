@@ -166,13 +166,15 @@ def test_axe_finds_no_violation_in_any_tab(visit, made: Path, find_violations) -
         page.wait_for_selector(result, state="attached")
         violations[name] = find_violations(page)
     tab(visit, "Explore")
-    results = {"similarity": ".ex-tile", "pca": ".ex-map", "attention": ".ex-map", "match": ".ex-match"}
-    for mode, result in results.items():
+    shown = {"similarity": "Point at a patch", "match": None, "attention": "class token", "pca": "Equal colours"}
+    for mode, words in shown.items():
         page.locator("#explore-mode").select_option(mode)
-        page.wait_for_selector(f"#explore {result}", state="attached")
+        page.wait_for_selector(f"#explore-hint:has-text('{words}')" if words else ".ex-match")
         violations[mode] = find_violations(page)
     page.locator("#explore-mode").select_option("map")
     page.wait_for_selector("#map[data-ready=pca]")
+    page.locator("#map-all").click()
+    page.wait_for_selector("#map-grid img")
     violations["map"] = find_violations(page)
     tab(visit, "Similar")
     page.locator("#found .cases button").first.click()
@@ -188,6 +190,14 @@ def test_ids_are_there_once(visit, made: Path) -> None:
         ids = visit.page.eval_on_selector_all("[id]", "all => all.map(one => one.id)")
         ours = [name for name in ids if name and not name.startswith(("component-", "range_id"))]
         assert len(ours) == len(set(ours)), sorted(name for name in set(ours) if ours.count(name) > 1)
+
+
+def test_a_phone_shows_all_tabs_in_one_row(visit) -> None:
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    boxes = [each.bounding_box() for each in visit.page.get_by_role("tab").all()]
+    assert len(boxes) == 5
+    assert max(box["x"] + box["width"] for box in boxes) <= 390
+    assert len({box["y"] for box in boxes}) == 1
 
 
 def test_arrow_keys_move_between_the_tabs(visit) -> None:

@@ -94,6 +94,20 @@ def test_axe_finds_no_violation_beside_frames_and_tools_of_correction(
     assert find_violations(visit.page) == []
 
 
+def test_the_viewer_stays_in_sight_while_a_tool_far_down_is_used(visit: Any, cine: Path) -> None:
+    visit.page.set_viewport_size({"width": 1280, "height": 844})
+    visit.upload(cine)
+    visit.wait_for_area(AREAS[0])
+    visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    brush = visit.page.locator("[data-tool=brush]")
+    brush.click()
+    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    stage, tool = visit.page.locator(".dm-stage").bounding_box(), brush.bounding_box()
+    assert stage["y"] >= 0
+    assert stage["y"] + stage["height"] <= 844
+    assert 0 <= tool["y"] <= 844 - tool["height"]
+
+
 def test_an_answer_for_a_frame_that_was_left_is_dropped(visit: Any, cine: Path) -> None:
     page, held = visit.page, []
 
