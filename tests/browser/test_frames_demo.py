@@ -94,9 +94,10 @@ def test_axe_finds_no_violation_beside_frames_and_tools_of_correction(
     assert find_violations(visit.page) == []
 
 
-def test_the_viewer_stays_in_sight_while_a_tool_far_down_is_used(visit: Any, cine: Path) -> None:
+def test_the_viewer_stays_in_sight_while_a_tool_far_down_is_used(visit: Any, tmp_path: Path) -> None:
     visit.page.set_viewport_size({"width": 1280, "height": 844})
-    visit.upload(cine)
+    Image.fromarray(FRAMES[0]).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
     visit.wait_for_area(AREAS[0])
     visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
     brush = visit.page.locator("[data-tool=brush]")

@@ -191,7 +191,7 @@ def map_controls(index_map: IndexMap, *, has_star: bool) -> str:
         f'<p class="dm-hint" id="map-help">{text("map_help")}</p>'
         f'<p class="dm-hint" id="map-star">{text("map_star" if has_star else "map_no_star")}</p>'
         '<p id="map-status" role="status"></p>'
-        '<div class="map-grid" id="map-grid"></div>'
+        f'<div class="map-grid" id="map-grid" tabindex="0" role="group" aria-label="{text("map_grid")}"></div>'
         f'<div class="dm-bar"><button type="button" id="map-more" hidden>{text("map_more")}</button>'
         f'<button type="button" id="map-save" class="dm-primary" disabled>{save}</button></div></div>'
     )
