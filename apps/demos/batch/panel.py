@@ -63,7 +63,7 @@ class BatchPanel(Panel):
             f'<div class="dm-bar dm-orders" id="batch-orders" role="group" aria-label="{text("batch_order")}">{buttons}'
             f'</div><ol id="batch-list" data-most="{MAX_FILES}" aria-label="{text("results")}"></ol>'
             f'<section id="batch-failed" aria-label="{text("batch_errors")}" hidden><h3>{text("batch_errors")}</h3>'
-            '<ul id="batch-errors"></ul></section>'
+            '<ul id="batch-errors" tabindex="0"></ul></section>'
             f'<button type="button" id="batch-download" class="dm-primary" disabled>{text("batch_download")}</button>'
             "</div>"
         )
