@@ -3,11 +3,12 @@
 import os
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.apps.cli import command_words
-from dinomed.errors import printable
+from dinomed.errors import DinomedError, printable
 from dinomed.log import is_quiet
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def command_line(command: list[str], arguments: Mapping[str, Any]) -> str | None
 
     >>> command_line(["train", "classify"], {"backbone": "runs/ssl", "data": "my data.csv", "out": "runs/cls"})
     "dinomed train classify --backbone runs/ssl --data 'my data.csv' --output runs/cls"
-    >>> command_line(["demo", "retrieve"], {"index": "-x"})
+    >>> command_line(["demo", "retrieve"], {"index": Path("-x")})
     'dinomed demo retrieve --index ./-x'
     """
     values = {name: _value(value) for name, value in arguments.items()}
@@ -63,10 +64,10 @@ def command_line(command: list[str], arguments: Mapping[str, Any]) -> str | None
 def _value(value: Any) -> Any:
     """Return a value as the command line takes it: no path looks like an option, and a tuple is one list of numbers."""
     if isinstance(value, tuple):
-        return ",".join(f"{number:g}" for number in value)
+        return ",".join(map(repr, value))  # every digit: means and standard deviations are part of the fingerprint
     if isinstance(value, list):
         return [_value(item) for item in value]
-    return f"./{value}" if isinstance(value, str | Path) and str(value).startswith("-") else value
+    return f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else value
 
 
 def free_path(path: str | Path) -> Path:
@@ -89,12 +90,24 @@ def after_dry_run(command: list[str], options: Mapping[str, Any]) -> Step:
     return command, {name: value for name, value in options.items() if name != "dry_run"}
 
 
-def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool) -> Step:
-    """Return the training of a head if there are masks or classes, else a pretraining."""
+def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool, label_maps: bool = False) -> Step:
+    """Return the training of a head if there are masks or classes, else a pretraining.
+
+    Before the training of a head, a manifest without splits is scanned, as that of `slices`; `label_maps`: a mask has
+    several classes.
+    """
     task = "segment" if masks else "classify" if has_classes(manifest) else None
     if task is None:
         return after_images(path)
-    return train_step(task, BACKBONE, path)
+    if not manifest.has("split"):
+        folder = Path(path).parent
+        return ["scan"], {
+            "folder": folder,
+            "labels": Path(path),
+            "out": free_path(f"{folder.name or 'scanned'}.parquet"),
+        }
+    settings = ["kind=multiclass"] if masks and label_maps else None
+    return train_step(task, BACKBONE, path, settings=settings)
 
 
 def after_images(path: str | Path) -> Step:
@@ -155,10 +168,15 @@ def after_corrections(manifest: str | Path, adapter: str | Path, backbone: str |
 
 
 def read_file(data: str | Path) -> "Manifest | None":
-    """Return the manifest in a file; None for a folder, which takes long to read."""
+    """Return the manifest in a file; None for a folder, which takes long to read, and for another file, such as an
+    image: a finished command never fails by its end."""
     from dinomed.datasets.manifest import read_manifest
 
-    return read_manifest(data) if Path(data).is_file() else None
+    if not Path(data).is_file():
+        return None
+    with suppress(DinomedError):
+        return read_manifest(data)
+    return None
 
 
 def has_classes(manifest: "Manifest") -> bool:

@@ -84,7 +84,8 @@ def audit(
         print_end([out, table], _map_of_labels(train, labels, backbone=backbone, mean=mean, std=std), as_json=as_json)
         return
     emit(report, as_json, None if as_json else _table(report))
-    print_end([out], _curation_without(train, test) if report["pairs"] else None, as_json=as_json)
+    whole = train_split is None and test_split is None
+    print_end([out], _curation_without(train, test) if report["pairs"] and whole else None, as_json=as_json)
     if report["unreadable"]:
         raise DinomedError(
             f"{report['unreadable']} test images cannot be read, so that copies of them may not be found; repair them, "
@@ -99,7 +100,11 @@ def _curation_without(train: Path, test: Path | None) -> "Step | None":
     from dinomed.apps.ending import free_path
     from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE, SEEN_FILE
 
-    if test is None or any((train / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS)):
+    if (
+        test is None
+        or test.resolve() == train.resolve()
+        or any((train / name).exists() for name in (SEEN_FILE, RECORD_FILE, CHECKPOINTS))
+    ):
         return None
     return ["curate"], {"pool": train, "exclude": [test], "out": free_path("curated.parquet")}
 

@@ -57,24 +57,26 @@ class Serving:
 
 def _serve(serving: Serving, **shown: Any) -> None:
     from dinomed.apps.api.demo import demo
+    from dinomed.apps.demos.corrections import MANIFEST_FILE
+    from dinomed.apps.ending import after_corrections, print_end
     from dinomed.apps.output import api_arguments
 
     options = vars(serving) | shown | {"browser": not serving.no_browser}
+    corrections = None if shown.get("save") is None else Path(shown["save"]) / MANIFEST_FILE
+    before = _changed_at(corrections)
     try:
         demo(**api_arguments(options, without=["no_browser"]))
     finally:  # Ctrl-C ends the demo
-        if shown.get("save") is not None:
-            _print_saved(shown["save"], shown["segment"], serving.backbone)
+        if corrections is not None and _changed_at(corrections) != before:
+            adapter = shown["segment"]
+            print_end(
+                [corrections], None if adapter is None else after_corrections(corrections, adapter, serving.backbone)
+            )
 
 
-def _print_saved(folder: Path, adapter: Path | None, backbone: str | None) -> None:
-    """Name the corrections that visitors saved, and the training on them."""
-    from dinomed.apps.demos.corrections import MANIFEST_FILE
-    from dinomed.apps.ending import after_corrections, print_end
-
-    manifest = folder / MANIFEST_FILE
-    if manifest.is_file():
-        print_end([manifest], None if adapter is None else after_corrections(manifest, adapter, backbone))
+def _changed_at(file: Path | None) -> int | None:
+    """Return when a file was last changed, ns; None without one."""
+    return file.stat().st_mtime_ns if file is not None and file.is_file() else None
 
 
 @expand

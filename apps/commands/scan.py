@@ -125,7 +125,8 @@ def scan(
     if result.videos:
         report |= {"videos": len(result.videos), "dropped": len(result.dropped), "dropped_list": str(dropped_list(out))}
     emit(report, as_json, None if as_json else _table(report))
-    step = after_manifest(out, result.manifest, masks=result.masks["masks"] > result.masks["empty"])
+    with_masks = result.masks["masks"] > result.masks["empty"]
+    step = after_manifest(out, result.manifest, masks=with_masks, label_maps=label_maps)
     print_end([out, listed, report.get("dropped_list")], step, as_json=as_json)
 
 

@@ -15,9 +15,17 @@ import pytest
 import dinomed
 from dinomed.apps import cli
 from dinomed.apps.api import demo as demo_api
-from dinomed.apps.ending import after_corrections, after_training, command_line, demo_step, free_path, print_end
+from dinomed.apps.ending import (
+    after_corrections,
+    after_manifest,
+    after_training,
+    command_line,
+    demo_step,
+    free_path,
+    print_end,
+)
 from dinomed.apps.quickstart import run as quickstart_run
-from dinomed.datasets.manifest import read_manifest, write_manifest
+from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = """\
@@ -80,6 +88,7 @@ COMMANDS: list[tuple[tuple[str, ...], str, dict[str, str], list[str]]] = [
     (("evaluate", "seg", "seg2", "--data", "derm.parquet", "--resamples", "10"), "demo segment",
      {"adapter": "seg"}, []),
     (("predict", "seg", "lesions/images", "-o", "p"), "demo segment", {"adapter": "seg"}, ["p", "p/index.html"]),
+    (("features", "A", "-b", "ssl", "-o", "h.parquet"), "show map", {}, ["h.parquet"]),
     (("index", *FEATURES, "-o", "i"), "search",
      {"index": "i", "images": "derm.parquet", "evaluate": "True"}, ["i"]),
     (("index", "lesions/images", "-b", "ssl", "-o", "i"), "demo retrieve", {"index": "i"}, ["i"]),
@@ -142,6 +151,15 @@ def test_a_video_and_a_volume_end_with_their_manifest(place: Path, run: Run, tmp
     assert code == 0, err
     end = check_end(out)
     assert (end["command"], end["written"]) == ("pretrain", ["slices/manifest.csv"])
+    (tmp_path / "labels").mkdir()
+    nibabel.save(nibabel.Nifti1Image((voxels > 100).astype(np.uint8), np.eye(4)), tmp_path / "labels" / "a.nii")
+    code, out, err = run("slices", "a.nii", "--masks", "labels", "-o", "slices2")
+    assert code == 0, err
+    end = check_end(out)
+    assert (end["command"], str(end["folder"])) == ("scan", "slices2")
+    code, out, err = run(*shlex.split(out.splitlines()[-1].removeprefix("Next: dinomed ")))
+    assert code == 0, err
+    assert check_end(out)["command"] == "train segment"
 
 
 def test_a_leak_ends_with_a_curation_and_a_set_without_one_with_nothing(place: Path, run: Run) -> None:
@@ -170,8 +188,6 @@ def test_a_dry_run_ends_with_the_run_as_a_comment(place: Path, run: Run, line: t
     (place / "tiny.yaml").write_text(TINY)
     manifest = read_manifest("derm.parquet")
     if "--label" in line:
-        from dinomed.datasets.manifest import build_manifest
-
         columns = {name: manifest.column(name) for name in manifest.columns}
         binary = ["1" if value == columns["label"][0] else "0" for value in columns["label"]]
         (place / "derm.parquet").unlink()
@@ -222,6 +238,42 @@ def test_corrections_of_a_demo_end_with_a_training(place: Path, run: Run, monkey
     assert dinomed.load_backbone(end["backbone"]).fingerprint == dinomed.load_backbone("ssl").fingerprint
     given = after_corrections("m.parquet", "seg", "moved")
     assert given[1]["backbone"] == "moved"
+
+
+def test_a_demo_that_does_not_start_names_no_corrections(place: Path, run: Run) -> None:
+    (place / "saved").mkdir()
+    (place / "saved" / "corrections.parquet").write_bytes(b"")
+    code, out, err = run("demo", "segment", "--adapter", "moved", "--save", "saved")
+    assert code == 2
+    assert out == ""
+    assert "moved" in err
+
+
+def test_splits_of_one_manifest_end_with_no_curation(place: Path, run: Run) -> None:
+    manifest = read_manifest("derm.parquet")
+    columns = {name: manifest.column(name) for name in manifest.columns}
+    columns["sha256"] = [columns["sha256"][0]] * len(manifest)  # each image is a copy of the first
+    (place / "derm.parquet").unlink()
+    write_manifest(build_manifest(columns, root=manifest.root), "derm.parquet")
+    splits = ("--train-split", "train", "--test-split", "test")
+    code, out, _ = run("audit", "derm.parquet", "derm.parquet", *splits, "--set", "near=false")
+    assert code == 1
+    assert "Next" not in out
+
+
+def test_numbers_of_a_backbone_have_all_digits_and_values_are_no_paths() -> None:
+    mean = (0.48145466, 0.4578275, 0.40821073)
+    assert "--mean 0.48145466,0.4578275,0.40821073" in str(command_line(["probe"], {"backbone": "x", "mean": mean}))
+    line = command_line(["train", "classify"], {"backbone": "x", "data": Path("-m.csv"), "out": "o", "separator": "-"})
+    assert line is not None
+    assert "--data ./-m.csv" in line
+    assert "--separator -" in line
+
+
+def test_label_maps_are_trained_with_their_classes(place: Path) -> None:
+    manifest = read_manifest("derm.parquet")
+    assert after_manifest("m.parquet", manifest, masks=True, label_maps=True)[1]["settings"] == ["kind=multiclass"]
+    assert after_manifest("m.parquet", manifest, masks=True)[1]["settings"] is None
 
 
 def test_data_without_a_test_split_and_other_tasks_end_with_the_demo_of_all(place: Path, tmp_path: Path) -> None:

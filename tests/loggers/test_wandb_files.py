@@ -31,6 +31,8 @@ def read_records(path: Path) -> Iterator[Any]:
             position += _BLOCK - position % _BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + _HEADER])
+        if position + _HEADER + length > len(data):  # it is being written
+            return
         parts += data[position + _HEADER : position + _HEADER + length]
         position += _HEADER + length
         if kind in (1, 4):  # a whole message, or the last part of one
