@@ -50,8 +50,7 @@ class PixelAreas:
 
     def _add_slices(self, record: SlicesRecord) -> None:
         for name, places in find_slices(self._manifest, record).items():
-            rows_mm, columns_mm = record.volumes[name].grid.picture_spacing_mm(record.axis)[1:]
-            self._areas |= dict.fromkeys(places.values(), rows_mm * columns_mm)
+            self._areas |= dict.fromkeys(places.values(), record.volumes[name].grid.pixel_mm2(record.axis))
 
     def of(self, row: int) -> float | None:
         """Return the area of a pixel of an image in the patient; None if its file does not state it."""

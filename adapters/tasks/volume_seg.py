@@ -40,7 +40,8 @@ class VolumeSegmentations:
         sources: name of each volume of a DICOM series to the series.
 
     Raises:
-        UsageError: no volume is of a DICOM series, a volume has no series, or highdicom is not installed.
+        UsageError: no volume is of a DICOM series, a volume has no series or several equal ones, or highdicom is not
+            installed.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ def _match(records: Mapping[str, VolumeRecord], place: Path) -> dict[str, Volume
     """Return the series of each volume that is no NIfTI file, by geometry and values.
 
     Raises:
-        UsageError: there is no such volume, or one has no series.
+        UsageError: there is no such volume, or one has no series or several equal ones.
     """
     wanted = {name: record for name, record in records.items() if record.header is None}
     if not wanted:
@@ -93,6 +94,7 @@ def _match(records: Mapping[str, VolumeRecord], place: Path) -> dict[str, Volume
     digests: dict[Path, str] = {}
     matched: dict[str, VolumeSource] = {}
     for name, record in wanted.items():
+        equal: list[VolumeSource] = []
         for source in candidates:
             assert source.grid is not None
             if source.grid.shape != record.shape or not np.array_equal(source.grid.affine, record.grid.affine):
@@ -100,13 +102,18 @@ def _match(records: Mapping[str, VolumeRecord], place: Path) -> dict[str, Volume
             if source.path not in digests:
                 digests[source.path] = digest_of(read_volume(source).values)
             if digests[source.path] == record.values_sha256:
-                matched[name] = source
-                break
-        else:
+                equal.append(source)
+        if len(equal) > 1:  # such as a copy without identifiers: the UIDs and the patient would be a guess
+            raise UsageError(
+                f"`series={place}` holds {len(equal)} DICOM series with the geometry and the values of volume {name} "
+                f"({', '.join(str(source.path) for source in equal)}); give a folder with one of them only"
+            )
+        if not equal:
             raise UsageError(
                 f"`series={place}` holds no DICOM series with the geometry and the values of volume {name}; give the "
                 "series of which `dinomed slices` wrote the slices"
             )
+        matched[name] = equal[0]
     return matched
 
 

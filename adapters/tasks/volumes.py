@@ -88,8 +88,9 @@ class VolumeMasks:
                 if missing:
                     reason = f"{len(missing)} of {len(slices.rows)} slices have no prediction (the first: {missing[0]})"
                     table.append((name, None, reason, *[None] * 5, *self._seg_cells(None)))
-                    for file in (self.files[name], f"{FOLDER}/{name}{SUFFIX}"):
-                        (out / file).unlink(missing_ok=True)
+                    (out / self.files[name]).unlink(missing_ok=True)
+                    if self.segmentations is not None and name in self.segmentations.sources:
+                        (out / f"{FOLDER}/{name}{SUFFIX}").unlink(missing_ok=True)
                 else:
                     table += self._write_volume(name, slices, out, masks)
                 progress.advance()

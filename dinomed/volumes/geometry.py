@@ -81,6 +81,11 @@ class Grid:
         slices, rows, columns = (self.spacing_mm[index] for index, _ in self.picture_axes(axis))
         return slices, rows, columns
 
+    def pixel_mm2(self, axis: Axis) -> float:
+        """Return the area of a pixel of the pictures in mm², also of a sheared grid, where it is a parallelogram."""
+        rows, columns = (self.affine[:3, index] for index, _ in self.picture_axes(axis)[1:])
+        return float(np.linalg.norm(np.cross(rows, columns)))
+
 
 def slices_of(values: np.ndarray, grid: Grid, axis: Axis) -> np.ndarray:
     """Return the slices of a volume along an axis, (slices, rows, columns), as a view: writing into it writes `values`.

@@ -59,17 +59,25 @@ class MaskFiles:
     def match_segments(self, sources: Sequence[VolumeSource]) -> None:
         """Give segments of one label one value in the segmentations of all volumes, in the order of their paths.
 
-        A segmentation that contradicts an earlier one is a problem, and its volume gets no mask.
+        A segmentation that contradicts an earlier one is a problem. Its volume gets no mask, also not of the other
+        segmentations of its series: without the refused classes its mask would have background in their place.
         """
         series = {source.identifier("SeriesInstanceUID") for source in sources}
-        for path in sorted(path for uid, paths in self.by_series.items() if uid in series for path in paths):
+        for path, uid in sorted(
+            (path, uid) for uid, paths in self.by_series.items() if uid in series for path in paths
+        ):
+            if path not in self.by_series[uid]:  # its series is refused
+                continue
             try:
                 self.values[path] = self.classes.add(path, self.segments[path])
             except DinomedError as error:
                 self.problems.append((str(path), str(error)))
-                for paths in self.by_series.values():
-                    if path in paths:
-                        paths.remove(path)
+                self.problems += [
+                    (str(other), "another segmentation of its series is refused")
+                    for other in self.by_series[uid]
+                    if other != path
+                ]
+                self.by_series[uid].clear()
 
     def find(self, source: VolumeSource, sources: Sequence[VolumeSource]) -> list[Path]:
         """Return the masks of a volume: none, one, or several DICOM segmentations without a common class.

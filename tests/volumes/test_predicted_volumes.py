@@ -99,14 +99,17 @@ def test_a_slice_without_a_prediction_leaves_its_volume_out(
     content = (slices_folder / lost).read_bytes()
     try:
         (slices_folder / lost).write_bytes(content[:100])
-        done = dinomed.predict(
-            user_folder / "seg", slices_folder / "manifest.csv", tmp_path / "out", volumes=True, sheet=False,
-            backbone=user_folder / "ssl",
-        )  # fmt: skip
+        for _ in range(2):
+            done = dinomed.predict(
+                user_folder / "seg", slices_folder / "manifest.csv", tmp_path / "out", volumes=True, sheet=False,
+                backbone=user_folder / "ssl", overwrite=True,
+            )  # fmt: skip
+            written = {path.name for path in (tmp_path / "out" / "volumes").iterdir()}
+            (tmp_path / "out" / "volumes" / "series.seg.dcm").touch()  # of another program; the second call keeps it
     finally:
         (slices_folder / lost).write_bytes(content)
     assert [path for path, _ in done.unreadable] == [lost]
-    assert sorted(path.name for path in (tmp_path / "out" / "volumes").iterdir()) == ["a.nii.gz"]
+    assert written == {"a.nii.gz", "series.seg.dcm"}
     rows = {row["volume"]: row for row in rows_of(tmp_path / "out" / "volumes.csv")}
     assert "1 of 5 slices have no prediction (the first: 2)" in rows["series"]["problem"]
 

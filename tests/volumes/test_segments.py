@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 import dinomed
 from dinomed.errors import DinomedError, UsageError
-from dinomed.images.dicom.segments import Segment, SegmentClasses
+from dinomed.images.dicom.segments import Segment, SegmentClasses, find_contradiction
 from dinomed.volumes.find import find_volumes
 from dinomed.volumes.geometry import slices_of
 from dinomed.volumes.read import read_volume
@@ -113,6 +113,22 @@ def test_segmentations_of_one_series_are_joined_if_their_classes_differ(
     assert "2 masks of one volume" in reason
 
 
+def test_a_refused_segmentation_takes_the_others_of_its_series_with_it(
+    tmp_path: Path, series: dict[str, list[Path]]
+) -> None:
+    liver, cyst = (LABELS == 1).astype(np.uint8), (LABELS == 2).astype(np.uint8)
+    write_seg(tmp_path / "segs" / "a.dcm", series["1"], LABELS, ("lesion", "Cyst"), ("Liver", "Liver"))
+    write_seg(tmp_path / "segs" / "b.dcm", series["2"], liver, ("Liver", "Liver"))
+    write_seg(tmp_path / "segs" / "c.dcm", series["2"], cyst, ("lesion", "Nodule"))
+    write_seg(tmp_path / "segs" / "d.dcm", series["2"], cyst, ("Kidney", "Kidney"))
+    written = dinomed.slices(tmp_path / "in", tmp_path / "out", masks=tmp_path / "segs", keep_ids=True)
+    reasons = {Path(path).stem: reason for path, reason in written.problems}
+    assert "another code" in reasons.pop("c")
+    assert reasons == dict.fromkeys("bd", "another segmentation of its series is refused")
+    masks = zip(written.manifest.column("volume"), written.manifest.column("mask"), strict=True)
+    assert {volume for volume, mask in masks if mask is not None} == {"1"}
+
+
 def test_a_segmentation_of_another_series_decides_nothing(tmp_path: Path, series: dict[str, list[Path]]) -> None:
     write_seg(tmp_path / "segs" / "a.dcm", series["1"], LABELS, ("lesion", "Cyst"), ("Liver", "Liver"))
     write_seg(tmp_path / "segs" / "b.dcm", series["2"], SWAPPED, ("Liver", "Liver"), ("lesion", "Nodule"))
@@ -132,6 +148,30 @@ def test_numbers_are_kept_where_they_are_free_and_codes_stand_for_missing_labels
     with pytest.raises(DinomedError, match=r"segment 3 has the label of segment 5 of a.dcm"):
         classes.add(b, [Segment(9, "new", "SCT 9"), Segment(3, "LIVER", "SCT 8")])
     assert 9 not in classes.names
+
+
+def test_a_code_is_compared_with_the_first_one_also_if_the_first_file_has_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    classes = SegmentClasses()
+    assert classes.add(Path("a.dcm"), [Segment(1, "Liver", "")]) == {1: 1}
+    assert classes.add(Path("h.dcm"), [Segment(1, "Hepatic", "SCT 1")]) == {1: 2}
+    assert classes.add(Path("b.dcm"), [Segment(3, "LIVER", "SCT 1")]) == {3: 1}
+    assert any("b.dcm: segment 3 has the code (SCT 1)" in record.message for record in caplog.records)
+    with pytest.raises(DinomedError, match=r"segment 1 has the label of segment 3 of b.dcm and another code \(SCT 2"):
+        classes.add(Path("c.dcm"), [Segment(1, "Liver", "SCT 2")])
+    assert classes.names == {1: "Liver", 2: "Hepatic"}
+    files = [("a", [Segment(1, "Liver", "")]), ("b", [Segment(1, "Liver", "SCT 1")])]
+    assert find_contradiction(files) is None
+    message = "segment 1 of c has another code than segment 1 of b"
+    assert find_contradiction([*files, ("c", [Segment(1, "Liver", "SCT 2")])]) == message
+
+
+def test_two_segments_of_one_label_agree_with_themselves_in_another_file() -> None:
+    lesions = [Segment(1, "lesion", ""), Segment(2, "lesion", "")]
+    assert find_contradiction([("a", lesions), ("b", lesions[::-1]), ("c", lesions[1:])]) is None
+    message = "segment 3 of b has the label of segment 1 of a"
+    assert find_contradiction([("a", lesions), ("b", [*lesions, Segment(3, "lesion", "")])]) == message
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,8 @@ def test_a_missing_a_changed_and_a_needless_series_are_refused_in_one_line(
     slices = folder / "slices" / "manifest.csv"
     both = {"volumes": True, "dicom_seg": True}
     write_series(tmp_path / "other", numbers((5, 24, 32), 9))  # the geometry of a and b with other values
+    for name, patient in (("original", MARKER), ("copy", "OTHER")):  # one acquisition under two UIDs
+        write_series(tmp_path / "twice" / name, numbers((5, 24, 32)), uid=f"1.2.{len(name)}", patient=patient)
     alone = dinomed.slices(folder / "in" / "a", tmp_path / "alone").folder / "manifest.csv"
     nifti = dinomed.slices(folder / "in" / "n.nii.gz", tmp_path / "nifti").folder / "manifest.csv"
     old = dinomed.slices(folder / "in" / "c", tmp_path / "old").folder
@@ -142,6 +144,7 @@ def test_a_missing_a_changed_and_a_needless_series_are_refused_in_one_line(
         (slices, both, r"add `series=FOLDER`"),
         (slices, {"volumes": True, "series": folder / "in"}, "`series` is for DICOM segmentations of volumes"),
         (alone, both | {"series": tmp_path / "other"}, "holds no DICOM series with the geometry and the values of"),
+        (alone, both | {"series": tmp_path / "twice"}, "holds 2 DICOM series with .*/copy/.*, .*/original/.*; give"),
         (slices, both | {"series": tmp_path / "none"}, "`series=.*none.* does not exist"),
         (nifti, both | {"series": folder / "in"}, "none of the volumes is of a DICOM series"),
         (old / "manifest.csv", both | {"series": folder / "in"}, "written by an earlier version"),

@@ -5,7 +5,7 @@ their type (Segmented Property Type Code Sequence with its modifiers).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,13 @@ def _codes(sequence: Any) -> list[str]:
 def find_contradiction(files: Sequence[tuple[str, Sequence[Segment]]]) -> str | None:
     """Return how the numbers of segments of several files contradict each other, in one line; None if they do not.
 
-    One number must have one label and one code in all files, and one label one number.
+    One number must have one label and one code in all files, and one label the numbers of the first file that has it.
 
     Args:
         files: name and segments of each file.
     """
     by_number: dict[int, tuple[str, Segment]] = {}
-    by_key: dict[str, tuple[str, Segment]] = {}
+    by_key: dict[str, tuple[str, list[int]]] = {}
     for name, segments in files:
         for segment in segments:
             first, same = by_number.setdefault(segment.number, (name, segment))
@@ -88,15 +88,19 @@ def find_contradiction(files: Sequence[tuple[str, Sequence[Segment]]]) -> str | 
             if same.key != segment.key or codes_differ:
                 what = "code" if same.key == segment.key else "label"
                 return f"segment {segment.number} of {name} has another {what} than segment {same.number} of {first}"
-            first, same = by_key.setdefault(segment.key, (name, segment))
-            if same.number != segment.number and first != name:
-                return f"segment {segment.number} of {name} has the label of segment {same.number} of {first}"
+            if segment.code and not same.code:
+                by_number[segment.number] = (name, segment)
+            first, numbers = by_key.setdefault(segment.key, (name, []))
+            if first == name:
+                numbers.append(segment.number)
+            elif segment.number not in numbers:
+                return f"segment {segment.number} of {name} has the label of segment {numbers[0]} of {first}"
     return None
 
 
 @dataclass(frozen=True)
 class _Class:
-    """A class: its value, and the segment that was seen first, with its file."""
+    """A class: its value, and its first segment with a code, else its first one, with the file."""
 
     value: int
     segment: Segment
@@ -133,17 +137,23 @@ class SegmentClasses:
                     f"another code ({segment.code}, not {first.segment.code}), so that they contradict each other; "
                     "correct the label or the code in one of the two files"
                 )
+            if segment.code and not first.segment.code:
+                known[segment.key] = _Class(0, segment, path)
         taken = {one.value for one in self._classes.values()}
         for segment in segments:
-            if segment.key not in self._classes:
+            earlier = self._classes.get(segment.key)
+            if earlier is None:
                 self._warn(path, segment, segments)
                 value = segment.number if segment.number not in taken else max(taken) + 1
                 taken.add(value)
                 self._classes[segment.key] = _Class(value, segment, path)
+            elif segment.code and not earlier.segment.code:
+                self._warn(path, segment, segments)
+                self._classes[segment.key] = _Class(earlier.value, replace(segment, label=earlier.segment.label), path)
         return {segment.number: self._classes[segment.key].value for segment in segments}
 
     def _warn(self, path: Path, new: Segment, segments: Sequence[Segment]) -> None:
-        """Warn of a new label whose code another file has under another label, which this file lacks."""
+        """Warn of a new code of a label that another file has under another label, which this file lacks."""
         here = {segment.key for segment in segments}
         for key, other in self._classes.items():
             if new.code and other.segment.code == new.code and other.path != path and key not in here:

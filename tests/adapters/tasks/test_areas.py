@@ -1,6 +1,7 @@
 """Areas in mm²: of images whose files state the spacing in the patient, empty for all others."""
 
 import csv
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,18 @@ def test_an_evaluation_compares_areas_in_mm2(user_folder: Path, images: Path, tm
     assert row["predicted"] == pytest.approx(5 * np.mean(list(pixels.values())))
     assert row["error"] == pytest.approx(3 * np.mean(list(pixels.values())))
     assert "Area in mm²" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("axis", "area"), [("sagittal", 0.7 * 2.5), ("axial", 0.7 * 0.5)])
+def test_a_pixel_of_a_tilted_series_is_a_parallelogram(tmp_path: Path, axis: Any, area: float) -> None:
+    made = runpy.run_path(str(Path(__file__).parents[2] / "volumes" / "made.py"))
+    shift = np.tan(np.radians(25)) * 2.5  # mm from slice to slice, of a gantry tilted by 25 degrees
+    made["write_series"](
+        tmp_path / "in", made["numbers"]((4, 5, 6)),
+        ImagePositionPatient=lambda k: [-10.0, 20 + k * shift, 300 + k * 2.5],
+    )  # fmt: skip
+    written = dinomed.slices(tmp_path / "in", tmp_path / "out", axis=axis)
+    assert PixelAreas(written.manifest).of(0) == pytest.approx(area)
 
 
 def test_intervals_are_over_groups_and_without_a_spacing_there_is_nothing(images: Path) -> None:
