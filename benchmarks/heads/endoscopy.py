@@ -107,15 +107,16 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         return result
 
     fps, frames = arguments.fps, folder / "frames.parquet"
-    words = ["scan", videos, "--videos", "--fps", fps]
-    chosen = timed("select", words, dinomed.scan, videos, videos=True, fps=fps)
+    words, selected = ["scan", videos, "--videos", "--fps", fps], folder / "selected.parquet"
+    chosen = timed("select", [*words, "-o", selected], dinomed.scan, videos, videos=True, fps=fps, out=selected)
     table = annotate(videos, folder / "exact", chosen.column("image"))
     words += ["--labels", table, "-o", frames]
     manifest = timed("scan", words, dinomed.scan, videos, table, videos=True, fps=fps, out=frames)
     assert len(manifest) == len(chosen), (len(manifest), len(chosen))
     settings = [f"image_size={arguments.image_size}", *(arguments.set or FIT)]
     words = ["train", "segment", "--backbone", backbone, "--data", frames, "-o", folder / "seg", "--head",
-             arguments.head, *(word for setting in settings for word in ("--set", setting))]  # fmt: skip
+             arguments.head, *(word for setting in settings for word in ("--set", setting)),
+             "--seed", arguments.seed]  # fmt: skip
     options = {"head": arguments.head, "settings": settings, "seed": arguments.seed}
     timed("train", words, dinomed.train, "segment", backbone, frames, folder / "seg", **options)
     words = ["predict", folder / "seg", folder / "new" / "SYN_0.avi", "-o", folder / "out"]

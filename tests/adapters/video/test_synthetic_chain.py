@@ -2,16 +2,23 @@
 
 import argparse
 import runpy
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import dinomed
+from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
 chain = runpy.run_path(str(Path(__file__).parents[3] / "benchmarks" / "heads" / "endoscopy.py"))
+Run = Callable[..., tuple[int, str, str]]
 
 
 def settings(**changes: object) -> argparse.Namespace:
@@ -33,6 +40,28 @@ def test_exact_masks_have_a_dice_of_1_and_others_less(tmp_path: Path) -> None:
     assert sum(row["frames"] for row in exact["by_kind"].values()) == exact["frames"] == 25
     assert {"outside, no polyp", "dark, no polyp"} <= set(exact["by_kind"])
     assert chain["compare"](tmp_path / "shifted.avi", arguments)["dice_of_all_pixels"] < 0.9
+
+
+def test_the_printed_commands_do_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    def stop(*values: Any, seed: int, **options: Any) -> None:
+        raise InterruptedError(seed)
+
+    monkeypatch.setattr(dinomed, "train", stop)
+    with pytest.raises(InterruptedError, match="3"):
+        chain["run"](tmp_path, settings(videos=2, frames=10, seed=3))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ dinomed ")]
+    select, scan, train = (shlex.split(line)[2:] for line in lines)
+    for words in (scan, select):
+        manifest = Path(words[words.index("-o") + 1])
+        images = read_manifest(manifest).column("image")
+        manifest.unlink()
+        code, _, err = run(*words)
+        assert code == 0, err
+        assert read_manifest(manifest).column("image") == images
+        shutil.rmtree(tmp_path / "videos" / "masks", ignore_errors=True)  # the first command ran without them
+    assert train[train.index("--seed") + 1] == "3"
 
 
 @pytest.mark.long
