@@ -56,7 +56,7 @@ def halves(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     sides: tuple[list[int], list[int]] = [], []
     for part in sorted(parts, key=len, reverse=True):
         min(sides, key=len).extend(part.tolist())
-    return np.array(sides[0]), np.array(sides[1])
+    return np.array(sides[0], int), np.array(sides[1], int)
 
 
 def without_rows(parts: list[np.ndarray], count: int) -> np.ndarray:
@@ -120,6 +120,17 @@ def compare_centre(
     return row
 
 
+def check_groups(centres: np.ndarray, groups: np.ndarray) -> None:
+    """End the program if a centre has one group, which cannot be in training and test, or the others have two or less."""
+    for centre in np.unique(centres):
+        inside, outside = len(set(groups[centres == centre])), len(set(groups[centres != centre]))
+        if inside < 2 or outside < 3:
+            raise SystemExit(
+                f"centre {centre}: {inside} groups, the other centres {outside}; a comparison needs 2 of the centre and "
+                "3 of the others. Leave its rows out of labels.csv, or name another --column or --group"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Folder with images, masks and labels.csv.")
@@ -134,7 +145,11 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = scan(arguments.folder, labels="labels.csv", group=arguments.group, keep=[arguments.column]).manifest
     manifest = manifest.take([row for row, mask in enumerate(manifest.column("mask")) if mask is not None])
+    manifest = manifest.take(
+        [row for row, centre in enumerate(manifest.column(arguments.column)) if centre is not None]
+    )
     centres = np.array(manifest.column(arguments.column))
+    check_groups(centres, np.array(manifest.units()))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "work").mkdir()

@@ -160,14 +160,20 @@ _HEADS = (
 )  # fmt: skip
 
 
+def _inside(state: State, prefix: str) -> State:
+    """Return the entries whose name begins with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 def _strip_prefix(state: State) -> State:
     """Remove prefixes of wrappers, and heads, which are no part of a backbone.
 
     A checkpoint of CAE, such as PanDerm's, holds its backbone under ``encoder.``, beside a teacher and a decoder.
     """
-    for prefix in (*_PREFIXES, *(("encoder.",) if "encoder.patch_embed.proj.weight" in state else ())):
-        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        state = inside or state
+    for prefix in _PREFIXES:
+        state = _inside(state, prefix) or state
+    if "encoder.patch_embed.proj.weight" in state:
+        state = _inside(state, "encoder.")
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+import pytest
 
 Script = Callable[[str], ModuleType]
 
@@ -20,6 +21,16 @@ def test_halves_and_removed_rows_keep_groups_whole(script: Script) -> None:
     rest = centre.without_rows(parts, 4)
     assert len(rest) <= 6
     assert all(np.isin(np.flatnonzero(groups == name), rest).all() for name in set(groups[rest]))
+
+
+def test_a_centre_of_one_group_ends_the_program_with_a_remedy(script: Script) -> None:
+    centre = script("left_out_centre")
+    groups = np.array(list("aabbccdd"))
+    centre.check_groups(np.array(list("xxxxyyyy")).repeat(2), np.arange(16))
+    with pytest.raises(SystemExit, match="centre x: 3 groups, the other centres 1; .* --column or --group"):
+        centre.check_groups(np.array(list("xxxxxxyy")), groups)
+    first, second = centre.halves([np.arange(3)])
+    assert (len(first), len(second), second.dtype.kind) == (3, 0, "i")
 
 
 def test_planted_text_changes_the_picture_and_the_table_counts_it(script: Script) -> None:

@@ -27,7 +27,7 @@ def make(pooled: bool, randomize: Callable[..., None]) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("prefix", ["", "encoder."])
+@pytest.mark.parametrize("prefix", ["", "encoder.", "module.encoder."])
 def test_weights_of_a_cae_give_the_tokens_of_timm(
     prefix: str, pooled: bool, tmp_path: Path, randomize: Callable[..., None], difference: Callable[..., float]
 ) -> None:
