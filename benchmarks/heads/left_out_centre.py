@@ -121,12 +121,12 @@ def compare_centre(
 
 
 def check_groups(centres: np.ndarray, groups: np.ndarray) -> None:
-    """End the program if a centre has one group, which cannot be in training and test, or the others have two or less."""
+    """End the program if a centre has one group, which cannot be on both sides, or the others have two or less."""
     for centre in np.unique(centres):
         inside, outside = len(set(groups[centres == centre])), len(set(groups[centres != centre]))
         if inside < 2 or outside < 3:
             raise SystemExit(
-                f"centre {centre}: {inside} groups, the other centres {outside}; a comparison needs 2 of the centre and "
+                f"centre {centre}: {inside} groups, the other centres {outside}; a comparison needs 2 of it and "
                 "3 of the others. Leave its rows out of labels.csv, or name another --column or --group"
             )
 

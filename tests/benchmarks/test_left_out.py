@@ -27,7 +27,7 @@ def test_a_centre_of_one_group_ends_the_program_with_a_remedy(script: Script) ->
     centre = script("left_out_centre")
     groups = np.array(list("aabbccdd"))
     centre.check_groups(np.array(list("xxxxyyyy")).repeat(2), np.arange(16))
-    with pytest.raises(SystemExit, match="centre x: 3 groups, the other centres 1; .* --column or --group"):
+    with pytest.raises(SystemExit, match=r"centre x: 3 groups, the other centres 1; .* --column or --group"):
         centre.check_groups(np.array(list("xxxxxxyy")), groups)
     first, second = centre.halves([np.arange(3)])
     assert (len(first), len(second), second.dtype.kind) == (3, 0, "i")
