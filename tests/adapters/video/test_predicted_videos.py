@@ -306,7 +306,7 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
     with pytest.raises(UsageError, match="a depth estimator predicts no videos"):
         dinomed.predict(depth, video, out)
     groups = ClassifyPredictor.__new__(ClassifyPredictor)
-    groups.task, groups.unit = "classify", "group"
+    groups.task, groups.unit, groups.abstention = "classify", "group", None
     with pytest.raises(UsageError, match="predicts groups of images, not single frames"):
         dinomed.predict(groups, video, out)
     assert not out.exists()

@@ -95,7 +95,7 @@ def test_of_too_many_images_the_ends_of_each_order_are_shown() -> None:
 def test_an_item_has_its_exact_values(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "_thumbnail", lambda *_: "")
     row = SheetRow(0, 1_234_567, SheetEntry("", 0.12345678, 0.5), unlike=False, percentile=None)
-    item = sheet._item(None, None, row, names=False)  # type: ignore[arg-type]
+    item = sheet._item(None, None, row, names=False, mask=None)  # type: ignore[arg-type]
     assert items_of(item) == [{"number": "1234567", "area": "0.5", "uncertainty": "0.12345678"}]
 
 
