@@ -69,6 +69,11 @@ class PredictionWriter(ABC):
         self.names, self.columns, self.files, self.extra_files = names, columns, files, extra_files
         self.settings = settings or {}
 
+    @property
+    def has_sheet(self) -> bool:
+        """Whether a contact sheet shows the predictions of this task."""
+        return type(self).sheet_entry is not PredictionWriter.sheet_entry
+
     def write_extra_files(self, out: Path) -> None:  # noqa: B027 (most tasks write none)
         """Write the files of `extra_files`."""
 

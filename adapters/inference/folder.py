@@ -103,6 +103,7 @@ def predict_collection(
     overwrite: bool = False,
     build_sheet: SheetBuilder | None = None,
     rule: AbstentionRule | None = None,
+    masked: bool = False,
 ) -> PredictionResult:
     """Predict every image of a manifest.
 
@@ -132,16 +133,20 @@ def predict_collection(
         rule: adds a column `abstained` (yes or no): whether the confidence, 1 minus the uncertainty of the contact
             sheet, is below a threshold. The predictions of these images are written too.
         build_sheet: builds the contact sheet, `index.html`; None or a task without a sheet writes none.
+        masked: the contact sheet has burned-in text masked, so a task without a sheet is refused.
 
     Raises:
         UsageError: `out` is in use, is the folder of the images, or holds an `index.html` of another program; or COCO
-            results, DICOM segmentations or volumes are asked of another task or of other images.
+            results, DICOM segmentations, volumes or masked text are asked of another task or of other images.
     """
     out = Path(out)
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     names = manifest.column("image")
-    writer = find_task(predictor.task).build_writer(predictor, names)
+    task = find_task(predictor.task)
+    writer = task.build_writer(predictor, names)
+    if masked and not writer.has_sheet:
+        raise UsageError(f"`mask_text=True`: a {task.title} writes no contact sheet with pictures; leave it out")
     writer.add_areas(manifest)
     if coco:
         writer.add_coco(manifest, coco_ids)

@@ -122,9 +122,9 @@ def predict_videos(
         rule: marks frames of low confidence as abstained; None for no such column.
 
     Raises:
-        UsageError: the task or the adapter does not predict videos, `fps` or `step` is out of range, or `out` is in
-            use, holds finished videos of an interrupted call with other settings, or another file at the path of a
-            result.
+        UsageError: the task or the adapter does not predict videos, or writes none whose text can be masked; `fps` or
+            `step` is out of range; or `out` is in use, holds finished videos of an interrupted call with other
+            settings, or another file at the path of a result.
         DinomedError: no video has a frame that can be read, or nothing can be written.
     """
     if fps is not None and step is not None:
@@ -137,6 +137,9 @@ def predict_videos(
         raise UsageError(f"`step={step}` must be at least 1")
     shown = draw if mask is None else lambda frame, outline: draw(mask(frame), outline)
     out, build = Path(out), _answer_builder(predictor, shown)
+    if mask is not None and not build().video_files:
+        title = find_task(predictor.task).title
+        raise UsageError(f"`mask_text=True`: a {title} writes no overlay videos; leave it out")
     settings = _settings(predictor, videos, groups, fps, step) | ({} if rule is None else {"abstain": rule.threshold})
     settings |= {} if mask is None else {"mask_text": True}
     problems: list[tuple[str, str]] = []
@@ -174,7 +177,7 @@ def predict_videos(
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
     abstained = sum(answer.get("frames_abstained", 0) for answer in answers)
-    counts = None if mask is None else mask.record()
+    counts = None if mask is None else _count_masked(answers)
     return VideoPredictionResult(
         out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers,
         masked_text=counts,
@@ -187,7 +190,7 @@ def _predict_video(
     mask: TextMask | None = None,
 ) -> None:  # fmt: skip
     """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
-    before = 0 if mask is None else mask.regions
+    before = {} if mask is None else mask.record()
     try:
         video = Video(path)
         if video.facts.container == "DICOM" and not predictor.backbone.preprocessing.intensity.is_plain:
@@ -216,8 +219,16 @@ def _predict_video(
         "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), **checks.summarize(),
         "problems": reasons, "note": facts.note, "files": _file_names(answer),
     }  # fmt: skip
-    summary |= {} if mask is None else {"regions_of_masked_text": mask.regions - before}
+    if mask is not None:
+        summary["frames_with_masked_text"] = mask.images_with_text - before["images_with_text"]
+        summary["regions_of_masked_text"] = mask.regions - before["regions"]
     write_json(folder / SUMMARY_FILE, summary)
+
+
+def _count_masked(answers: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Return the counts of masked text in the overlay videos, also of those that an interrupted call wrote."""
+    names = {"images": "frames", "images_with_text": "frames_with_masked_text", "regions": "regions_of_masked_text"}
+    return {name: sum(answer.get(column, 0) for answer in answers) for name, column in names.items()}
 
 
 def _predict_frames(

@@ -336,7 +336,7 @@ def predict(
             predictor, manifest, out, unreadable=manifest.unreadable, overwrite=overwrite, build_sheet=build,
             coco=coco or coco_ids is not None, coco_ids=None if coco_ids is None else Path(coco_ids), rule=rule,
             dicom_seg=dicom_seg, keep_ids=keep_ids, key=key, volumes=volumes,
-            series=None if series is None else Path(series))  # fmt: skip
+            series=None if series is None else Path(series), masked=mask is not None)  # fmt: skip
         return replace(done, masked_text=None if mask is None else mask.record())
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")

@@ -113,14 +113,23 @@ def _mask_text(panels: Sequence["Panel"], image_index: "ImageIndex | None") -> N
 
 
 def _abstain(panels: Sequence["Panel"], abstain: float | None, max_risk: float | None) -> None:
-    """Let the panel of the classifier abstain; raise a `UsageError` if there is none, or it has no thresholds."""
+    """Let the panel of the classifier abstain.
+
+    Raises:
+        UsageError: there is no classifier, or it has no thresholds for single images.
+    """
     from dinomed.adapters.predictor import prediction_rule
     from dinomed.apps.demos.classify import ClassifyPanel
 
     for panel in panels:
         if isinstance(panel, ClassifyPanel):
-            rule = prediction_rule(panel.predictor, abstain, max_risk, None)
+            rule = prediction_rule(panel.predictor, abstain, max_risk, panel.predictor.unit)
             assert rule is not None
+            if panel.predictor.unit != "image":
+                raise UsageError(
+                    "the thresholds of this classifier were chosen for groups, and the demo predicts single images; "
+                    "leave --abstain and --max-risk out, or use `dinomed predict --unit group`"
+                )
             panel.abstain_by(rule)
             return
     raise UsageError("--abstain and --max-risk are for a classifier; add --classify FOLDER, or leave them out")

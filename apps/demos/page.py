@@ -216,6 +216,7 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
     """Build the page of some panels, which `serve` serves. Nothing of a visit is kept except what a panel states."""
     app = App(panels, examples, subtitle)
     title = " · ".join(panel.title for panel in panels)
+    mask = next((panel.text_mask for panel in panels if panel.text_mask is not None), None)
     with gr.Blocks(title=f"dinomed: {title.lower()}", analytics_enabled=False) as demo:
         server = gr.HTML(
             html_template=fill_template(
@@ -223,7 +224,7 @@ def build_page(panels: Sequence[Panel], examples: Sequence[Path] = (), subtitle:
                 subtitle=html.escape(subtitle),
                 tabs="".join(_tab(panel, place) for place, panel in enumerate(panels)),
                 panels="".join(_tab_panel(panel, place) for place, panel in enumerate(panels)),
-                thumbs="".join(_example(name, path) for name, path in app.examples.items()),
+                thumbs="".join(_example(name, path, mask) for name, path in app.examples.items()),
             ),
             js_on_load=script(), apply_default_css=False, elem_id="app",
         )  # fmt: skip
@@ -280,11 +281,11 @@ def _tab_panel(panel: Panel, place: int) -> str:
     return f'<section role="tabpanel" tabindex="0" {attributes}>{explanation}{banner}{body}{note}</section>'
 
 
-def _example(name: str, path: Path) -> str:
+def _example(name: str, path: Path, mask: TextMask | None) -> str:
     label = text("open_example").format(name=name)
     return (
         f'<button type="button" class="dm-thumb" data-example="{name}" aria-label="{label}">'
-        f"{inline_file(path, 96)}</button>"
+        f"{inline_file(path, 96, mask)}</button>"
     )
 
 

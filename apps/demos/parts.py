@@ -56,6 +56,8 @@ class Picture:
         seconds: time of the frame, or None if the file states no rate.
         has_values: `inline_values` sends its values.
         problem: one line if the file is a video that does not hold what its header announces, or None.
+        unmasked: `shown` with its burned-in text, if that is masked; the field of view is found in it. It is not
+            displayed.
     """
 
     shown: np.ndarray
@@ -67,6 +69,7 @@ class Picture:
     seconds: float | None = None
     has_values: bool = False
     problem: str | None = None
+    unmasked: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,11 @@ def read_picture(
             if spacing is not None and spacing.in_patient:
                 spacing_mm = spacing.rows_mm, spacing.columns_mm
             facts = read_facts_isolated(path, frame, MAX_PIXELS)
+        unmasked = None if mask is None else shown
         if mask is not None:
             shown, facts = mask(shown), replace(facts, has_values=False)
-        return Picture(shown, pixels, sha256_file(path), spacing_mm, frame, **vars(facts), problem=problem), ""
+        sha256, states = sha256_file(path), vars(facts)
+        return Picture(shown, pixels, sha256, spacing_mm, frame, **states, problem=problem, unmasked=unmasked), ""
     except LostFrame:
         return None, message("error", text("lost_frame").format(number=frame + 1))
     except DinomedError as error:
@@ -169,10 +174,14 @@ def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
     return f'<img src="{_data_url(small, "JPEG", quality=88)}" alt="{html.escape(alt, quote=True)}">'
 
 
-def inline_file(path: Path, height_px: int) -> str:
-    """Return an <img> of an example, a file of our own. It is decorative: the button around it has the name."""
+def inline_file(path: Path, height_px: int, mask: TextMask | None = None) -> str:
+    """Return an <img> of an example, a file of our own. It is decorative: the button around it has the name.
+
+    `mask` masks burned-in text in it.
+    """
     with Image.open(path) as example:
-        return inline(np.asarray(example.convert("RGB")), "", height_px)
+        picture = np.asarray(example.convert("RGB"))
+    return inline(picture if mask is None else mask(picture), "", height_px)
 
 
 def inline_preview(picture: np.ndarray) -> str:

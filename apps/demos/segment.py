@@ -207,7 +207,8 @@ class SegmentPanel(Panel):
         which = settings.get("which")
         which = which if which in self.cuts else next(iter(self.cuts))
         probability = self._of_class(answers[0], which) if answers else self.predictor.probability(picture.pixels)
-        return which, np.where(field_of_view(picture.shown), probability, np.float32(0))
+        field = field_of_view(picture.shown if picture.unmasked is None else picture.unmasked)
+        return which, np.where(field, probability, np.float32(0))
 
     def summarize(self, picture: Picture, answers: Sequence[Any], settings: Mapping[str, Any]) -> Summary | None:
         which, probability = self._probability(picture, answers, settings)

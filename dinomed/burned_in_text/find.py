@@ -16,6 +16,7 @@ SIDE = 480
 CONTRASTS = (45,)
 """Grey levels over (or under) the surroundings."""
 _STROKE = 17  # px, wider than a stroke of the largest letters
+_MAX_PIXELS = 16e6  # of an enlarged image: the short side of a long strip is enlarged less
 
 
 def text_share(image: np.ndarray) -> float:
@@ -34,7 +35,8 @@ def find_text(
 
     Args:
         image: the image.
-        side: short side of the resized image in which lines are searched, px.
+        side: short side of the resized image in which lines are searched, px. An image is not enlarged beyond 16
+            million pixels, so that of a long strip is shorter.
         contrasts: grey levels by which letters stand out from their surroundings; lines are searched with each.
 
     Returns:
@@ -43,7 +45,8 @@ def find_text(
     """
     import cv2
 
-    scale = side / min(image.shape[:2])
+    height, width = image.shape[:2]
+    scale = min(side / min(height, width), max(1, (_MAX_PIXELS / (height * width)) ** 0.5))
     kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     plain = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     gray = cv2.resize(plain, None, fx=scale, fy=scale, interpolation=kind)

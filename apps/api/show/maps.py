@@ -98,7 +98,7 @@ def show_map(
         mean: mean of each channel in 0 to 1, for weights that name none; see `load_backbone`.
         std: standard deviation of each channel.
         cache: folder of cached features; None for NAME.features beside the manifest or folder.
-        mask_text: mask burned-in text that the detector finds in the thumbnails; it misses text.
+        mask_text: mask burned-in text that the detector finds in the thumbnails of the page; it misses text.
         seed: of the sample and of the projection.
         overwrite: replace an earlier map in `out`.
         device: device of a backbone that is given by name or path.
@@ -107,7 +107,7 @@ def show_map(
         The points, the manifest of the images and the drawing.
 
     Raises:
-        UsageError: an unknown column or method, no images, or `out` exists.
+        UsageError: an unknown column or method, no images, `out` exists, or `mask_text` without a page.
         DinomedError: an image cannot be read.
 
     Example:
@@ -116,6 +116,8 @@ def show_map(
         ((60, 2), 'label', ['irregular', 'regular', 'vascular'])
     """
     check_out(out, overwrite)
+    has_thumbnails = out is not None and Path(out).suffix.lower() == ".html"
+    mask = text_mask(mask_text, has_thumbnails, "give an `out` that ends with .html, or leave it out")
     check_method(method)
     if not 1 <= limit <= LIMIT:
         raise UsageError(f"`limit={limit}` is out of range; give 1 to {LIMIT}")
@@ -147,7 +149,7 @@ def show_map(
     )
     if out is not None:
         with claimed_file(out):
-            if Path(out).suffix.lower() == ".html":
+            if has_thumbnails:
                 page = build_map_page(
                     points,
                     manifest,
@@ -157,7 +159,7 @@ def show_map(
                     note=note,
                     names=names,
                     star=place,
-                    mask=text_mask(mask_text, True, ""),
+                    mask=mask,
                 )
                 write_text(out, page)
             else:

@@ -88,6 +88,9 @@ def test_the_options_choose_the_rule_of_predict_or_are_refused() -> None:
     assert panel.rule == table.at_coverage(0.8)
     with pytest.raises(UsageError, match="are for a classifier"):
         launch._abstain([object.__new__(ExplorePanel)], 0.2, None)
+    panel.predictor.unit = "group"
+    with pytest.raises(UsageError, match="the demo predicts single images; leave --abstain and --max-risk out"):
+        launch._abstain([panel], 0.2, None)
 
 
 def test_sets_and_confidences_are_those_of_predict(user_folder: Path) -> None:

@@ -8,12 +8,17 @@ import runpy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import dinomed
+from dinomed.adapters.tasks.classify.answer import Answer
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
+from dinomed.adapters.tasks.depth.maps import DepthSource
+from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.apps.demos import launch
 from dinomed.apps.demos.corrections import Corrections
 from dinomed.apps.demos.parts import read_picture
@@ -44,6 +49,15 @@ def written(seed: int) -> np.ndarray:
 
 def has_ink(pixels: np.ndarray, least: int = INK) -> bool:
     return bool(pixels.min(axis=-1).max() > least)
+
+
+class Everywhere:
+    """A segmenter that finds the lesion in every pixel."""
+
+    threshold = 0.5
+
+    def probability(self, image: np.ndarray) -> np.ndarray:
+        return np.full(image.shape[:2], 0.9, np.float32)
 
 
 def pictures_in(page: str) -> list[np.ndarray]:
@@ -130,6 +144,34 @@ def test_overlay_videos_are_written_without_text_and_predictions_stay(tmp_path: 
     assert done.masked_text["images_with_text"] == 3
 
 
+def test_an_interrupted_prediction_counts_the_text_of_all_videos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = runpy.run_path(str(TESTS / "adapters" / "video" / "written.py"))
+    (tmp_path / "in").mkdir()
+    for name in ("a.avi", "b.avi"):
+        with writing_video(tmp_path / "in" / name, (240, 320), 5) as append:
+            append(written(0))
+            append(picture(2))
+    whole = dinomed.predict(tools["Dark"](), tmp_path / "in", tmp_path / "whole", mask_text=True)
+    predict = tools["Dark"].predict
+
+    def stop(self: Any, images: Any) -> Any:
+        if self.seen >= 2:
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tools["Dark"], "predict", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dinomed.predict(tools["Dark"](), tmp_path / "in", tmp_path / "cut", mask_text=True)
+    done = dinomed.predict(tools["Dark"](), tmp_path / "in", tmp_path / "cut", mask_text=True)
+    assert done.kept == 1
+    assert whole.masked_text is not None
+    assert (whole.masked_text["images"], whole.masked_text["images_with_text"]) == (4, 2)
+    assert done.masked_text == whole.masked_text
+
+
 def test_it_is_refused_where_no_picture_is_written(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="mask_text=True"):
         dinomed.search(folder, tmp_path / "index", mask_text=True)
@@ -139,6 +181,26 @@ def test_it_is_refused_where_no_picture_is_written(folder: Path, tmp_path: Path)
         dinomed.evaluate(tmp_path / "cls", folder, mask_text=True)
     with pytest.raises(UsageError, match="mask_text=True"):
         dinomed.predict(tmp_path / "cls", folder, tmp_path / "out", sheet=False, mask_text=True)
+    for name in ("map.png", "map.svg", None):
+        with pytest.raises(UsageError, match=r"mask_text=True.* ends with .html"):  # before the backbone is loaded
+            dinomed.show_map(tmp_path / "ssl", folder, out=name and tmp_path / name, mask_text=True)
+
+
+def test_tasks_without_pictures_refuse_it_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    with writing_video(tmp_path / "clip.avi", (240, 320), 5) as append:
+        append(written(0))
+    classifier, depth = object.__new__(ClassifyPredictor), object.__new__(DepthPredictor)
+    classifier.task, classifier.unit, classifier.classes, classifier.answer = "classify", "image", ("a", "b"), Answer()
+    depth.task, depth.source, depth.low, depth.high = "depth", DepthSource(), 0.0, 60000.0
+    classifier.abstention = depth.abstention = None
+    cases: list[tuple[Any, Path, str]] = [
+        (classifier, tmp_path / "clip.avi", "a classifier writes no overlay videos; leave it out"),
+        (depth, folder, "a depth estimator writes no contact sheet with pictures; leave it out"),
+    ]
+    for predictor, images, words in cases:
+        with pytest.raises(UsageError, match=f"`mask_text=True`: {words}"):
+            dinomed.predict(predictor, images, tmp_path / "out", mask_text=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_of_the_demo_and_its_corrections_are_masked(folder: Path, tmp_path: Path) -> None:
@@ -156,6 +218,40 @@ def test_pictures_of_the_demo_and_its_corrections_are_masked(folder: Path, tmp_p
     panel, index = SimpleNamespace(text_mask=None), SimpleNamespace(text_mask=None)
     launch._mask_text([panel], index)  # type: ignore[list-item, arg-type]
     assert panel.text_mask is index.text_mask is not None
+
+
+def test_thumbnails_of_examples_are_masked(folder: Path) -> None:
+    from dinomed.apps.demos.page import build_page
+    from dinomed.apps.demos.segment import SegmentPanel
+
+    panel = SegmentPanel(Everywhere())
+    for mask in (None, TextMask()):
+        panel.text_mask = mask
+        server = next(block for block in build_page([panel], [folder / "0.png"]).blocks.values() if block.elem_id)
+        (shown,) = pictures_in(server.html_template)
+        assert has_ink(shown) == (mask is None)
+
+
+def test_results_of_the_demo_do_not_depend_on_it(tmp_path: Path) -> None:
+    from dinomed.apps.demos.page import run_consumers
+    from dinomed.apps.demos.segment import SegmentPanel
+
+    framed = np.zeros((300, 400, 3), np.uint8)
+    framed[60:, 40:360] = picture(0)[:, :320]
+    Image.fromarray(draw_text(framed, ["PATIENT 4711"], 0.07, (0.2, 0.03))).save(tmp_path / "framed.png")
+    panel = SegmentPanel(Everywhere())
+    results = []
+    for mask in (None, TextMask()):
+        panel.text_mask = mask
+        (result,) = run_consumers([panel], str(tmp_path / "framed.png"))
+        assert not isinstance(result, str)
+        assert has_ink(result.picture.shown[:60]) == (mask is None)
+        summary = panel.summarize(result.picture, result.answers, {"threshold": 0.5, "min_share": 0, "largest_only": 0})
+        assert summary is not None
+        results.append(summary)
+    assert (results[0].mask == results[1].mask).all()
+    assert results[0].values == results[1].values
+    assert 0 < results[0].values["area_share"] < 1
 
 
 @pytest.mark.long
