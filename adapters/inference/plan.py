@@ -140,8 +140,12 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def finish(folder: Path, plan: PredictionPlan) -> None:
-    """Mark the plan as complete, and remove the saved rows, which the table holds."""
-    replace(plan, complete=True).write(folder)
+    """Mark the plan as complete, with the files that were written, and remove the saved rows, which the table holds.
+
+    An image that cannot be read, or a volume of which a slice has no prediction, has no file.
+    """
+    written = tuple(mask for mask in plan.masks if (folder / mask).is_file())
+    replace(plan, masks=written, complete=True).write(folder)
     (folder / ROWS_FILE).unlink(missing_ok=True)
 
 

@@ -94,6 +94,10 @@ def test_no_planted_identifier_is_in_any_output(user_folder: Path, tmp_path: Pat
 
 MARK, NAME_MARK, UID_ROOT, DATE = "PLANTED", "CARRIED", "1.2.999.31337", "18540617"
 """Marks of metadata and cells, of file names, of DICOM UIDs and of DICOM dates."""
+OTHER = {"DT": f"{DATE}031733.1854", "TM": "031733.1854", "AS": "137Y", "DS": f"{DATE}.5", "IS": f"{DATE}17"}
+"""Marks of DICOM date-times, times, ages, decimal and integer numbers."""
+MEASURES = {0x00180050, 0x00180088, 0x00200032, 0x00200037}
+"""Thickness, spacing, position and orientation: a segmentation has those of its image."""
 TEXT = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UN", "UR", "UT", "OB"}
 """DICOM types of values that hold 15 characters of any text."""
 READ_BY = {0x0000, 0x0002, 0x0004, 0x0028, 0x5200, 0x7FE0}
@@ -101,8 +105,8 @@ READ_BY = {0x0000, 0x0002, 0x0004, 0x0028, 0x5200, 0x7FE0}
 
 
 def plant_dicom(path: Path, pixels: np.ndarray) -> int:
-    """Write a DICOM with a mark in each element of the dictionary that holds text, a UID or a date, also in sequences,
-    private elements and the preamble; return the number of marks."""
+    """Write a DICOM with a mark in each element of the dictionary that holds text, a UID, a date, a time, an age or a
+    number as text, also in sequences, private elements and the preamble; return the number of marks."""
     file = Dataset()
     for tag, (kinds, *_, retired, _keyword) in DicomDictionary.items():
         kind, group = kinds.split(" or ")[0], tag >> 16
@@ -111,6 +115,8 @@ def plant_dicom(path: Path, pixels: np.ndarray) -> int:
         if kind in TEXT:
             value: Any = f"{MARK}{tag:08X}"
             file.add_new(tag, kind, value.encode() if kind in ("OB", "UN") else value)
+        elif kind in OTHER and tag not in MEASURES:
+            file.add_new(tag, kind, OTHER[kind])
         elif kind in ("UI", "DA"):
             file.add_new(tag, kind, f"{UID_ROOT}.{tag}" if kind == "UI" else DATE)
         elif kind == "SQ" and not retired:
@@ -235,6 +241,13 @@ def files_with(root: Path, mark: str) -> list[str]:
     return [name for path in paths if mark in (name := str(path.relative_to(root))) or holds(path.read_bytes(), mark)]
 
 
+def files_with_age(root: Path) -> list[str]:
+    """Return the files below a folder that hold the mark of ages, which is no part of a longer word or of base64."""
+    age = re.compile(rb"(?<![0-9A-Za-z+/=])" + OTHER["AS"].encode() + rb"(?![0-9A-Za-z+/=])")
+    paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return [str(path) for path in paths if any(age.search(part) for part in contents(path.read_bytes()))]
+
+
 def test_the_search_finds_marks_that_are_packed(tmp_path: Path) -> None:
     import pyarrow as pa
 
@@ -329,7 +342,7 @@ def test_no_mark_of_files_elements_or_names_is_in_any_output_of_any_command(
     assert not holds(text.encode(), MARK)
     assert files_with(out, MARK) == []
     assert [name for name in files_with(out, UID_ROOT) if not name.endswith(".seg.dcm")] == []  # it references UIDs
-    assert files_with(out, DATE) == []
+    assert files_with(out, DATE) == files_with(out, OTHER["TM"]) == files_with_age(out) == []
     with_names = [name for name in files_with(out, NAME_MARK) if not name.startswith(NAMED)]
     assert with_names == []
     assert places_with_plants(lesions)  # the search finds what is there

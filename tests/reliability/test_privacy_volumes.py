@@ -1,27 +1,23 @@
-"""Marks in headers and extensions of NIfTI files, in DICOM series and in names are in no output of `slices`."""
+"""Marks in headers of NIfTI files, in DICOM series, in names and in tables are in no output of further commands."""
 
-import re
+import csv
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 
 Run = Callable[..., tuple[int, str, str]]
 HERE = Path(__file__).parent
 marks = runpy.run_path(str(HERE / "test_privacy.py"))
 MARK, NAME_MARK, UID_ROOT, DATE = (marks[name] for name in ("MARK", "NAME_MARK", "UID_ROOT", "DATE"))
-holds, files_with, contents = (marks[name] for name in ("holds", "files_with", "contents"))
-OTHER = {"DT": f"{DATE}031733.1854", "TM": "031733.1854", "AS": "137Y", "DS": f"{DATE}.5", "IS": f"{DATE}17"}
-"""Marks of DICOM date-times, times, ages, decimal and integer numbers."""
-
-
-def files_with_age(root: Path) -> list[str]:
-    """Return the files below a folder that hold the mark of ages, which is no part of a longer word or of base64."""
-    age = re.compile(rb"(?<![0-9A-Za-z+/=])" + OTHER["AS"].encode() + rb"(?![0-9A-Za-z+/=])")
-    paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    return [str(path) for path in paths if any(age.search(part) for part in contents(path.read_bytes()))]
+holds, files_with, files_with_age, plant_images, plant_video, plant = (
+    marks[name] for name in ("holds", "files_with", "files_with_age", "plant_images", "plant_video", "plant")
+)
+OTHER, QUICK = marks["OTHER"], marks["QUICK"]
 
 
 def plant_nifti(path: Path, seed: int) -> int:
@@ -64,7 +60,7 @@ def run_all(run: Run, calls: list[tuple[object, ...]]) -> str:
     text = ""
     for arguments in calls:
         code, stdout, stderr = run(*arguments)
-        assert code == 0, f"{arguments[:2]}: {stderr}"
+        assert code == 0, f"{arguments[:2]}: {stderr} {stdout}"
         text += stdout + stderr
     return text
 
@@ -91,3 +87,80 @@ def test_slices_hold_nothing_of_headers_and_names(volumes: Path, tmp_path: Path,
     assert len(list(out.rglob("*.png"))) == 2 * 12
     assert files_with(volumes, MARK)  # the search finds what is there
     assert files_with_age(volumes)
+
+
+def depth_table(lesions: Path) -> Path:
+    """Write a depth map for each image, with a mark in its name and its metadata, and a column of them."""
+    with open(lesions / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (lesions / "depth").mkdir()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", MARK)
+    for number, row in enumerate(rows):
+        size = Image.open(lesions / row["mask"]).size
+        levels = np.random.default_rng(number).integers(100, 900, (size[1], size[0])).astype(np.uint16)
+        row["depth"] = f"depth/{NAME_MARK}-{number}.png"
+        Image.fromarray(levels).save(lesions / row["depth"], pnginfo=text)
+    with open(lesions / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return lesions / "labels.csv"
+
+
+NAMED = (
+    "curated.parquet", "d.parquet", "depth/", "hits/results.json", "idx/index.safetensors", "folds_out/predictions.csv",
+    "folds_table/", "videos.parquet", "folds.parquet",
+)  # fmt: skip
+"""Outputs that name files by design, as in `test_privacy`."""
+EXAMINED = (
+    "d.parquet", "slices/manifest.csv", "volumes", "folds", "dep", "idx", "export_group", "export_monai",
+    "curated.parquet",
+)  # fmt: skip
+
+
+def further_commands(lesions: Path, volumes: Path, clips: Path, folder: Path, out: Path) -> list[tuple[object, ...]]:
+    """Return calls of commands and of their options that `test_privacy` leaves out."""
+    d, ssl, first = out / "d.parquet", folder / "ssl", sorted(lesions.rglob("*.jpg"))[:2]
+    small = ("--set", "quality.min_short_side_px=32")
+    return [
+        ("scan", lesions, "--labels", lesions / "labels.csv", "--group", "patient", "--keep", "sex", "--keep", "depth",
+         "-o", d),
+        ("scan", clips, "--videos", "--min-tissue", "0", "-o", out / "videos.parquet"),
+        ("slices", volumes, "-o", out / "slices", "--neighbours"),
+        ("predict", folder / "seg", out / "slices" / "manifest.csv", "--volumes", "-o", out / "volumes"),
+        ("predict", folder / "cls", out / "videos.parquet", "--unit", "group", "-o", out / "groups"),
+        ("train", "classify", "-b", ssl, "--data", d, "--folds", "2", "--head", "knn", "-o", out / "folds"),
+        ("predict", out / "folds", d, "-o", out / "folds_out"),
+        ("evaluate", out / "folds", "--data", d, "-o", out / "folds_report", "--resamples", "10"),
+        ("train", "depth", "-b", ssl, "--data", d, "-o", out / "dep", "--set", "scale=0.01", *QUICK),
+        ("predict", out / "dep", d, "-o", out / "depth"),
+        ("evaluate", out / "dep", "--data", d, "-o", out / "depth_report", "--resamples", "10"),
+        ("train", "classify", "-b", ssl, "--data", d, "--unit", "group", "--head", "logistic", "-o", out / "grouped"),
+        ("evaluate", out / "grouped", "--data", d, "--by", "sex", "-o", out / "group_report", "--resamples", "10"),
+        ("show", "attention", first[0], "-b", ssl, "-o", out / "attention.html"),
+        ("show", "match", *first, "-b", ssl, "-o", out / "match.html"),
+        ("show", "similarity", *first, "-b", ssl, "-o", out / "similarity.html"),
+        ("index", d, "-b", ssl, "-o", out / "idx"),
+        ("search", d, "--index", out / "idx", "--evidence", "-k", "2", "-o", out / "hits"),
+        ("search", d, "--index", out / "idx", "--evaluate"),
+        ("export", out / "grouped", "--format", "safetensors", "-o", out / "export_group"),
+        ("export", folder / "seg", "--format", "monai", "-o", out / "export_monai"),
+        ("curate", "--pool", d, "--trusted", folder / "derm.parquet", "-o", out / "curated.parquet", *small),
+        *(("doctor", out / name) for name in EXAMINED),
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_no_mark_is_in_an_output_of_further_commands(
+    user_folder: Path, volumes: Path, tmp_path: Path, run: Run
+) -> None:
+    lesions, clips, out = tmp_path / "lesions", tmp_path / "clips", tmp_path / "out"
+    shutil.copytree(user_folder / "lesions", lesions)
+    plant_images(lesions)
+    plant(lesions)
+    depth_table(lesions)
+    clips.mkdir()
+    plant_video(clips / f"{NAME_MARK}.mp4")
+    check(out, run_all(run, further_commands(lesions, volumes, clips, user_folder, out)), NAMED)
+    assert len([path for path in out.rglob("*") if path.is_file()]) > 150

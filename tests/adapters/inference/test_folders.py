@@ -22,6 +22,7 @@ from dinomed.adapters.tasks.classify.writer import SET_COLUMN, ClassifyWriter
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.apps.examine.results import examine_predictions
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.open import open_dataset
@@ -305,6 +306,7 @@ def test_an_image_that_breaks_later_is_listed_and_the_others_are_predicted(
     done = predict_collection(predictors[0], manifest, tmp_path / "out")
     assert done.images == 4
     assert [path for path, _ in done.unreadable] == ["a.png"]
+    assert examine_predictions(tmp_path / "out").sound
 
 
 def test_names_never_collide() -> None:
