@@ -1,5 +1,6 @@
 """Settings of the ViT and of LoRA. This module imports no torch: the settings of runs and fits are read without it."""
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -74,3 +75,9 @@ class ViTConfig(Config):
                 f"rotary positions need heads of a multiple of 4 channels, not {self.embed_dim // self.num_heads}"
             )
         return self
+
+
+def grid_side(num_patches: int) -> int | None:
+    """Return the side of a square grid of patches; None if the number is no square."""
+    side = math.isqrt(max(num_patches, 0))
+    return side if side > 0 and side * side == num_patches else None

@@ -5,7 +5,6 @@ The names in this project are those of official DINOv2. Also known are checkpoin
 """
 
 import errno
-import math
 import pickle
 import re
 import warnings
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.config import ViTConfig, grid_side
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import read_json
@@ -172,8 +171,7 @@ def _strip_prefix(state: State) -> State:
     """
     for prefix in _PREFIXES:
         state = _inside(state, prefix) or state
-    if "encoder.patch_embed.proj.weight" in state:
-        state = _inside(state, "encoder.")
+    state = _inside(state, "encoder.") if "encoder.patch_embed.proj.weight" in state else state
     return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
 
 
@@ -241,9 +239,8 @@ def _from_dinov3(state: State) -> State:
         mask, bias = out.pop(key), key.removesuffix("_mask")
         if bias in out:
             out[bias] = torch.where(mask == 0, 0.0, out[bias].float())
-    for key in [key for key in out if key.endswith(".attn.q_bias")]:  # timm, BEiT and CAE, without a bias of the keys
-        if key.replace(".q_bias", ".v_bias") not in out:
-            continue
+    # timm, BEiT and CAE, without a bias of the keys
+    for key in [key for key in out if key.endswith(".attn.q_bias") and key.replace("q_bias", "v_bias") in out]:
         query, value = out.pop(key), out.pop(key.replace(".q_bias", ".v_bias"))
         out[key.replace(".q_bias", ".qkv.bias")] = torch.cat([query, torch.zeros_like(query), value])
     for key in [key for key in out if ".mlp.up_proj." in key]:  # `_join` has taken those of gated layers
@@ -286,12 +283,6 @@ def _from_timm(state: State) -> State:
             for name in [name for name in out if name.startswith((f"{block}fc1.", f"{block}fc2."))]:
                 out[name.replace(".fc1.", ".w12.").replace(".fc2.", ".w3.")] = out.pop(name)
     return out
-
-
-def grid_side(num_patches: int) -> int | None:
-    """Return the side of a square grid of patches; None if the number is no square."""
-    side = math.isqrt(max(num_patches, 0))
-    return side if side > 0 and side * side == num_patches else None
 
 
 def build_with_weights(config: ViTConfig, state: Mapping[str, Tensor], source: str) -> VisionTransformer:

@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.config import ViTConfig, grid_side
 from dinomed.backbones.families.registry import LoadedFamily
 from dinomed.backbones.families.statistics import build_preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.backbones.weights import build_with_weights, grid_side, read_weights
+from dinomed.backbones.weights import build_with_weights, read_weights
 from dinomed.errors import UsageError, first_line
 from dinomed.log import logger
 
