@@ -1,6 +1,7 @@
 """Search for image files below a folder: each file once, no hidden files, no links out of the folder."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +13,8 @@ from dinomed.video.facts import VIDEO_SUFFIXES, container_of
 IMAGE_SUFFIXES = frozenset([
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".webp", ".gif", ".dcm", ".dicom", ".npy"
 ])  # fmt: skip
+
+FEATURES_SUFFIX, _CACHE_NAME = ".features", re.compile("[0-9a-f]{16}")
 
 
 @dataclass
@@ -28,7 +31,7 @@ class WalkResult:
 
 
 def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
-    """List all image files below `root`, masks included. Hidden files and folders are ignored.
+    """List all image files below `root`, masks included. Hidden files and folders and feature caches are ignored.
 
     Links to files below `root` add nothing. Links out of it are refused, or followed with `follow_links`. No file is
     listed twice and no folder is entered twice, so loops end.
@@ -81,6 +84,8 @@ class _Walker:
         for entry in entries:
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
+            if entry.name.endswith(FEATURES_SUFFIX) and entry.is_dir() and _is_feature_cache(entry.path):
+                continue
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink():
                 self.links.append(name)
@@ -101,6 +106,16 @@ class _Walker:
         if real not in self.seen_paths:
             self.seen_paths.add(real)
             (self.folders if folder else self.files).append(name)
+
+
+def _is_feature_cache(folder: str) -> bool:
+    """Return whether a folder is a cache that `dinomed features` or `index` wrote beside a folder of images: it holds
+    nothing but folders that have a hash as name."""
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it is reported when it is entered
+        return False
+    return bool(names) and all(_CACHE_NAME.fullmatch(name) for name in names)
 
 
 def _is_text(name: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dinomed.datasets.scan.walk import walk
+from dinomed.features.extract import default_cache
 
 
 def image(path: Path) -> Path:
@@ -28,6 +29,17 @@ def test_images_are_found_by_content_and_others_counted(tmp_path: Path) -> None:
     assert walked.images == ["a.dat", "b/no suffix", "text.jpg"]
     assert walked.num_others == 1
     assert walked.refused == []
+
+
+def test_a_feature_cache_beside_images_is_left_out_and_a_folder_of_such_a_name_is_not(tmp_path: Path) -> None:
+    image(tmp_path / "images" / "a.png")
+    image(tmp_path / "skin.features" / "b.png")
+    cache = default_cache(tmp_path / "images") / "0123456789abcdef"
+    cache.mkdir(parents=True)
+    (cache / "00000.cls.npy").write_bytes(b"")
+    assert walk(tmp_path).images == ["images/a.png", "skin.features/b.png"]
+    image(cache.parent / "c.png")
+    assert "images.features/c.png" in walk(tmp_path).images
 
 
 def test_loops_end_and_links_inside_add_nothing(tmp_path: Path) -> None:
