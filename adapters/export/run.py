@@ -11,6 +11,7 @@ from dinomed.adapters.export.monai_bundle import write_monai
 from dinomed.adapters.export.native import write_safetensors
 from dinomed.adapters.export.onnx_file import write_onnx
 from dinomed.adapters.export.source import ExportSource
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import leaves_root
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.files import read_json, sha256_file, write_json, write_text
@@ -82,9 +83,10 @@ def export(
             f"(aspect {source.preprocessing.aspect}); use onnx or safetensors"
         )
     if kind == "onnx" and source.preprocessing.aspect == "keep" and not dynamic_size:
+        own = isinstance(source.backbone.model, VisionTransformer)
         raise UsageError(
-            "`format=onnx` of one image size takes squares only, but this backbone takes rectangles (aspect keep); add "
-            "`dynamic_size`"
+            "`format=onnx` of one image size takes squares only, but this backbone takes rectangles (aspect keep); "
+            + ("add `dynamic_size`" if own else "use `format=safetensors`")
         )
     if dynamic_size and kind != "onnx":
         raise UsageError("`dynamic_size` is for `format=onnx`")

@@ -168,6 +168,9 @@ def test_what_a_family_cannot_do_is_refused_by_name(tmp_path: Path) -> None:
             export(source, kind, tmp_path / kind)
     with pytest.raises(UsageError, match=r"of a eva02_tiny.* one size only; leave `dynamic_size` out"):
         export(source, "onnx", tmp_path / "onnx", dynamic_size=True)
+    source.backbone.preprocessing = source.preprocessing.model_copy(update={"aspect": "keep"})
+    with pytest.raises(UsageError, match=r"takes rectangles \(aspect keep\); use `format=safetensors`"):
+        export(source, "onnx", tmp_path / "onnx")
     assert not [path for path in tmp_path.glob("*/*") if path.parent.name != "eva"]
 
 
