@@ -83,10 +83,10 @@ def export(
             f"(aspect {source.preprocessing.aspect}); use onnx or safetensors"
         )
     if kind == "onnx" and source.preprocessing.aspect == "keep" and not dynamic_size:
-        own = isinstance(source.backbone.model, VisionTransformer)
+        is_own_vit = isinstance(source.backbone.model, VisionTransformer)
         raise UsageError(
             "`format=onnx` of one image size takes squares only, but this backbone takes rectangles (aspect keep); "
-            + ("add `dynamic_size`" if own else "use `format=safetensors`")
+            + ("add `dynamic_size`" if is_own_vit else "use `format=safetensors`")
         )
     if dynamic_size and kind != "onnx":
         raise UsageError("`dynamic_size` is for `format=onnx`")

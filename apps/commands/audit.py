@@ -109,11 +109,11 @@ def _curation_without(train: Path, test: Path | None) -> "Step | None":
     return ["curate"], {"pool": train, "exclude": [test], "out": free_path("curated.parquet")}
 
 
-def _map_of_labels(train: Path, column: str, **given: Any) -> "Step":
+def _map_of_labels(train: Path, column: str, **backbone_options: Any) -> "Step":
     """Return the map of the images, coloured by their labels."""
     from dinomed.apps.ending import free_path
 
-    return ["show", "map"], {"data": train, **given, "out": free_path("map.html"), "color": column}
+    return ["show", "map"], {"data": train, **backbone_options, "out": free_path("map.html"), "color": column}
 
 
 def _table(report: dict[str, Any]) -> Any:

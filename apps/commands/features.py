@@ -52,8 +52,8 @@ def features(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
-    given = {"weights": weights, "image_size": image_size, "aspect": aspect, "mean": mean, "std": std}
-    print_end([out, table.unreadable_list], after_backbone(backbone, images, **given), as_json=as_json)
+    backbone_options = {"weights": weights, "image_size": image_size, "aspect": aspect, "mean": mean, "std": std}
+    print_end([out, table.unreadable_list], after_backbone(backbone, images, **backbone_options), as_json=as_json)
     if table.unreadable:
         raise DinomedError(
             f"{table.unreadable} images could not be used, listed in {table.unreadable_list}; "

@@ -88,9 +88,9 @@ def probe(
     report = probe_backbone(**api_arguments(arguments))
     build = _few_mask_table if task == "segment" else _table if shots is None else _few_shot_table
     emit(report, as_json, None if as_json else build(report))
-    given = {"weights": weights, "mean": mean, "std": std, "head": head}
-    given |= {"label": label} if task == "classify" else {}
-    step = None if untrained else train_step(task, backbone, data, **given)
+    head_options = {"weights": weights, "mean": mean, "std": std, "head": head}
+    head_options |= {"label": label} if task == "classify" else {}
+    step = None if untrained else train_step(task, backbone, data, **head_options)
     print_end([out], step, as_json=as_json)
 
 

@@ -206,8 +206,15 @@ def map_images(
         "note": RESEARCH_USE,
     }  # fmt: skip
     emit(report, as_json)
-    given = {"data": data, "backbone": backbone, "weights": weights, "image_size": image_size, "mean": mean, "std": std}
-    step: Step = (["index"], {**given, "out": free_path("runs/index")})
+    map_options = {
+        "data": data,
+        "backbone": backbone,
+        "weights": weights,
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+    }
+    step: Step = (["index"], {**map_options, "out": free_path("runs/index")})
     if not _is_page(out):
         step = (["show", "map"], {**arguments, "out": free_path(out.with_suffix(".html")), "overwrite": False})
     print_end([out], step, as_json=as_json)
@@ -221,8 +228,8 @@ def _step(picture: str, showing: Showing, backbone: str, out: str, **arguments: 
     """Return another picture by the same backbone."""
     from dinomed.apps.ending import free_path
 
-    given = {name: getattr(showing, name) for name in ("weights", "image_size", "mean", "std")}
-    return ["show", picture], {"backbone": backbone, **given, **arguments, "out": free_path(out)}
+    backbone_options = {name: getattr(showing, name) for name in ("weights", "image_size", "mean", "std")}
+    return ["show", picture], {"backbone": backbone, **backbone_options, **arguments, "out": free_path(out)}
 
 
 def _similarity_step(showing: Showing, backbone: str, images: list[Path], **arguments: Any) -> "Step":

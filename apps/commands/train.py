@@ -72,8 +72,8 @@ class Training:
             described = {name: value for name, value in options.items() if name not in ("out", "overwrite")}
             _print_plan(plan_training(task, **described), self.as_json)
             label = targets.get("label")
-            given = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
-            step = after_dry_run(["train", task], vars(self) | given)
+            joined_label = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
+            step = after_dry_run(["train", task], vars(self) | joined_label)
             print_end([], step, as_json=self.as_json, mark="# ")
         else:
             result = train(task, **options)

@@ -243,13 +243,13 @@ def _find_masks(
     if masks is None:
         return []
     try:
-        found = masks.find(source, search.sources)
+        paths = masks.find(source, search.sources)
     except DinomedError as error:
         tables.report(source.path, str(error))
         return []
-    if not found:
+    if not paths:
         logger.info(f"{source.path}: no mask")
-    return [(path, masks.values.get(path)) for path in found]
+    return [(path, masks.values.get(path)) for path in paths]
 
 
 def _read_labels(

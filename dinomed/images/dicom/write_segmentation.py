@@ -146,7 +146,7 @@ def _build(sources: Sequence[Any], masks: np.ndarray, settings: SegmentationSett
             if any(masks.shape[2:] != (int(one.Rows), int(one.Columns)) for one in sources):
                 raise DinomedError("the mask has another size than its DICOM")
             segmentation = Segmentation(
-                [_described(one, settings) for one in sources],
+                [_described(source, settings) for source in sources],
                 np.moveaxis(masks, 0, -1),
                 "BINARY",
                 [_segment(number, name, settings.model, version) for number, name in enumerate(settings.names, 1)],
