@@ -92,6 +92,21 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_pretraining(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config of pretraining, as a file: a ViT of 16 channels and 2 blocks, 2 steps of 4 images. Read-only."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(
+        "backbone: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}\n"
+        "crops: {global_size: 32, local_size: 16, num_local: 2, blur_kernel: 3}\n"
+        "objective:\n"
+        "  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}\n"
+        "  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}\n"
+        "run: {steps: 2, batch_size: 4, workers: 0, checkpoint_every: 2, log_every: 1, pca_images: 2}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
 def lesion_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 60 small synthetic lesions with labels, groups, splits and masks. Read-only."""
     from dinomed.datasets.manifest import write_manifest

@@ -22,15 +22,6 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage, refusing
 from dinomed.images.read import read_header, read_image, read_whole
 
-PRETRAIN = """\
-backbone: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}
-crops: {global_size: 32, local_size: 16, num_local: 2, blur_kernel: 3}
-objective:
-  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}
-  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}
-run: {steps: 2, batch_size: 4, workers: 0, checkpoint_every: 2, log_every: 1, pca_images: 0}
-"""
-
 
 def damaged(corpus: SimpleNamespace) -> dict[str, bytes]:
     """DICOM files with one wrong type or length of an element."""
@@ -120,9 +111,11 @@ def test_predict_lists_the_damaged_files(
     assert all(f"{name}.dcm" in listed for name in ("mode", "rows", "slope", "frames", "cut"))
 
 
-def test_pretrain_trains_on_the_other_files(folder: Path, tmp_path: Path, run: Callable[..., str]) -> None:
-    (tmp_path / "tiny.yaml").write_text(PRETRAIN)
-    run("pretrain", tmp_path / "tiny.yaml", "--data", folder, "-o", tmp_path / "run", "--device", "cpu", "--quiet")
+def test_pretrain_trains_on_the_other_files(
+    folder: Path, tiny_pretraining: Path, tmp_path: Path, run: Callable[..., str]
+) -> None:
+    options = ("--set", "run.pca_images=0", "--device", "cpu", "--quiet")
+    run("pretrain", tiny_pretraining, "--data", folder, "-o", tmp_path / "run", *options)
     assert (tmp_path / "run" / "backbone").is_dir()
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 import dinomed
@@ -17,17 +16,6 @@ from dinomed.images.read import read_image, read_mask
 COUNT, STEP = 40, 5
 SPLITS = ("train", "train", "val", "test")
 ALL = {"duplicate_bits": -1, "min_tissue": 0, "min_sharpness": 0, "min_luminance": 0}
-
-TINY = {
-    "backbone": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
-    "crops": {"global_size": 32, "local_size": 16, "num_local": 2, "blur_kernel": 3},
-    "objective": {
-        "dino_head": {"prototypes": 24, "hidden": 16, "bottleneck": 8},
-        "ibot_head": {"prototypes": 16, "hidden": 16, "bottleneck": 8},
-    },
-    "optimizer": {"lr": 1e-3, "lr_scaling": "none"},
-    "run": {"steps": 2, "batch_size": 4, "workers": 2, "checkpoint_every": 2, "log_every": 1, "pca_images": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +75,9 @@ def test_predictions_and_similar_images_name_the_frames(
         dinomed.search(rows.path(7), tmp_path / "index", device="cpu")
 
 
-def test_data_workers_pretrain_on_frames_of_videos(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    dinomed.pretrain(tmp_path / "tiny.yaml", folder / "frames.parquet", out=tmp_path / "run", device="cpu")
+def test_data_workers_pretrain_on_frames_of_videos(folder: Path, tiny_pretraining: Path, tmp_path: Path) -> None:
+    data, workers = folder / "frames.parquet", {"run.workers": 2}
+    dinomed.pretrain(tiny_pretraining, data, out=tmp_path / "run", settings=workers, device="cpu")
     log = (tmp_path / "run" / "log.jsonl").read_text()
     assert '"step": 2' in log
     assert "cannot be read" not in log

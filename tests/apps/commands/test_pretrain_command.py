@@ -12,22 +12,6 @@ from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest, write_manifest
 from dinomed.datasets.synthetic.lesions import write_lesions
 
-TINY = """\
-backbone: {embed_dim: 16, depth: 2, num_heads: 2, patch_size: 8}
-crops: {global_size: 32, local_size: 16, num_local: 2, blur_kernel: 3}
-objective:
-  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}
-  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}
-run: {steps: 2, batch_size: 4, workers: 0, checkpoint_every: 2, log_every: 1, pca_images: 2}
-"""
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
 
 def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Return exit code, stdout, and stderr without its line breaks."""
@@ -39,10 +23,10 @@ def call(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
 
 
 @pytest.fixture(scope="module")
-def run(config: Path, lesion_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tiny_pretraining: Path, lesion_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "ssl"
     with pytest.raises(SystemExit) as end:
-        cli.main(["pretrain", str(config), "--data", str(lesion_manifest), "-o", str(out), "--device", "cpu"])
+        cli.main(["pretrain", str(tiny_pretraining), "--data", str(lesion_manifest), "-o", str(out), "--device", "cpu"])
     assert not end.value.code
     return out
 
@@ -62,9 +46,9 @@ def test_audit_finds_the_training_images_of_a_run(
 
 
 @pytest.fixture
-def small(config: Path, lesion_manifest: Path, tmp_path: Path) -> list[object]:
+def small(tiny_pretraining: Path, lesion_manifest: Path, tmp_path: Path) -> list[object]:
     """The arguments of a new run."""
-    return [config, "--data", lesion_manifest, "-o", tmp_path / "out", "--device", "cpu"]
+    return [tiny_pretraining, "--data", lesion_manifest, "-o", tmp_path / "out", "--device", "cpu"]
 
 
 def test_settings_that_contradict_the_weights_are_refused(
@@ -106,20 +90,20 @@ def test_the_error_for_a_damaged_teacher_does_not_suggest_overwrite(
 
 
 def test_resume_and_overwrite_together_are_refused(
-    run: Path, config: Path, lesion_manifest: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tiny_pretraining: Path, lesion_manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, errors = call(
-        "pretrain", config, "--data", lesion_manifest, "-o", run, "--resume", "--overwrite", capsys=capsys
+        "pretrain", tiny_pretraining, "--data", lesion_manifest, "-o", run, "--resume", "--overwrite", capsys=capsys
     )
     assert (code, "use one of them" in errors) == (2, True)
     assert (run / "run.json").exists()
 
 
 def test_pretrain_takes_a_folder_of_images(
-    config: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_pretraining: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = read_manifest(lesion_manifest).root / "images"
-    arguments = ["pretrain", config, "--data", images, "-o", tmp_path / "run", "--device", "cpu", "--json"]
+    arguments = ["pretrain", tiny_pretraining, "--data", images, "-o", tmp_path / "run", "--device", "cpu", "--json"]
     code, out, errors = call(*arguments, capsys=capsys)
     assert code == 0, errors
     # all but those of the PCA pictures, as for a manifest without splits
