@@ -38,9 +38,9 @@ def quickstart(
     """
     from dinomed.apps.ending import print_end
     from dinomed.apps.output import build_table, emit
-    from dinomed.apps.quickstart.report import results_table
-    from dinomed.apps.quickstart.run import demo_arguments, show_demo
+    from dinomed.apps.quickstart.report import demo_arguments, results_table
     from dinomed.apps.quickstart.run import quickstart as run_quickstart
+    from dinomed.apps.quickstart.run import show_demo
     from dinomed.notice import RESEARCH_USE
 
     results = run_quickstart(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dinomed.apps.api.doctor import doctor
+from dinomed.apps.ending import command_line
 from dinomed.config import load_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.html import page
@@ -39,6 +40,11 @@ def results_table(results: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
     keys = [key for key in COLUMNS if any(key in row for row in results["results"])]
     rows = [[row["method"], *(row.get(key) for key in keys)] for row in results["results"]]
     return ["on the frozen features", *(COLUMNS[key] for key in keys)], rows
+
+
+def demo_arguments(results: dict[str, Any]) -> dict[str, Any]:
+    """Return the adapters, the index and the examples of a quickstart, as arguments of `dinomed.demo`."""
+    return {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
 
 
 def build_report(
@@ -91,6 +97,8 @@ def build_report(
         page.build_table(["package", "version"], list(machine.packages.items())),
         page.paragraph(f"Python {machine.python} on {machine.system}, device {device}."),
     ]
+    if demo := command_line(["demo", "all"], demo_arguments(results)):
+        parts += page.next_steps([(demo, "everything in the browser, and your own images")])
     opening = f"Pretrained on {results['images']:,} images ({results['data']})."
     return page.build_page("dinomed quickstart", [page.verdict(opening, f"{splits}."), *page.with_contents(parts)])
 

@@ -17,7 +17,7 @@ from dinomed.apps.api.inputs import PathLike, Settings, config_path, override_li
 from dinomed.apps.api.pretraining import pretrain
 from dinomed.apps.cli import command_words
 from dinomed.apps.pages.examples import write_examples
-from dinomed.apps.quickstart.report import SYNTHETIC, build_report
+from dinomed.apps.quickstart.report import SYNTHETIC, build_report, demo_arguments
 from dinomed.apps.quickstart.scope import Scope, find_scope
 from dinomed.apps.quickstart.steps import STEPS_FILE, Steps
 from dinomed.config import load_config, to_yaml
@@ -149,11 +149,6 @@ def show_demo(results: dict[str, Any], device: str = "auto") -> None:
     paths = demo_arguments(results)
     logger.info(f"\n$ dinomed {shlex.join(command_words(['demo', 'all'], paths))}")
     dinomed.demo(**paths, device=device)
-
-
-def demo_arguments(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the adapters, the index and the examples of a quickstart, as arguments of `dinomed.demo`."""
-    return {name: results[name] for name in ("segment", "classify", "index", "examples") if results[name]}
 
 
 def _scan(**arguments: Any) -> dict[str, int]:

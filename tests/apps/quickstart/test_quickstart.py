@@ -1,5 +1,6 @@
 """The main job on small collections: all of it, and as much of it as the images allow."""
 
+import html
 import json
 import shlex
 import subprocess
@@ -14,8 +15,9 @@ from PIL import Image
 import dinomed
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.apps import cli
+from dinomed.apps.ending import command_line
 from dinomed.apps.quickstart import run as quickstart
-from dinomed.apps.quickstart.report import COLUMNS
+from dinomed.apps.quickstart.report import COLUMNS, demo_arguments
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.errors import UsageError
@@ -72,6 +74,8 @@ def test_synthetic_lesions_from_pictures_to_report(tmp_path: Path, capsys: pytes
     assert "Confusion matrix" in report
     assert "Segmenter on the test split" in report
     assert "Worst cases" in report
+    demo = command_line(["demo", "all"], demo_arguments(results))
+    assert html.escape(str(demo)) in report
     assert report.count("<main>") == 1  # a part of the evaluation page, not the page
     assert report.count("<polyline") >= 3
     assert "For research use only" in report
