@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +28,17 @@ Step = tuple[list[str], dict[str, Any]]
 
 
 def print_end(
-    written: Iterable[str | Path | None] = (), step: Step | None = None, *, as_json: bool = False, mark: str = ""
+    written: Iterable[str | Path | None] = (),
+    step: Step | Callable[[], Step | None] | None = None,
+    *,
+    as_json: bool = False,
+    mark: str = "",
 ) -> None:
     """Print the written paths and the next command as the last lines on stdout; nothing with --json or --quiet.
 
     Args:
         written: files and folders; None for one that was not written.
-        step: the command that is likely to follow.
+        step: the command that is likely to follow; a function if it reads files to find it.
         as_json: stdout holds a JSON object.
         mark: text before each line, such as the ``# `` of a comment in YAML.
     """
@@ -43,6 +47,8 @@ def print_end(
     for path in written:
         if path is not None:
             print(f"{mark}Wrote: {printable(str(path))}")
+    if callable(step):
+        step = step()
     line = None if step is None else command_line(*step)
     if line is not None:
         print(f"{mark}Next: {line}")
@@ -152,6 +158,13 @@ def demo_step(task: str, adapter: str | Path, backbone: str | None = None, **opt
     if task in DEMOS:
         return ["demo", task], {"adapter": adapter, "backbone": backbone, **options}
     return ["demo", "all"], {"adapters": [adapter], "backbone": backbone, **options}
+
+
+def demo_of(adapter: str | Path, backbone: str | None = None) -> Step:
+    """Return the demo of an adapter, whose task is read from its record."""
+    from dinomed.adapters.inference.loader import read_adapter_record
+
+    return demo_step(read_adapter_record(Path(adapter)).task, adapter, backbone)
 
 
 def after_corrections(manifest: str | Path, adapter: str | Path, backbone: str | None = None) -> Step:

@@ -46,17 +46,16 @@ def doctor(
     emit({**asdict(report), "sound": report.sound}, as_json, None if as_json else _artefact_table(report))
     if not report.sound:
         raise typer.Exit(1)
-    print_end([], None if as_json else _next_step(report), as_json=as_json)
+    print_end([], lambda: _next_step(report), as_json=as_json)
 
 
 def _next_step(report: "ArtefactReport") -> "Step | None":
     """Return what a sound artefact is used for; None where that needs other files."""
-    from dinomed.adapters.inference.loader import read_adapter_record
-    from dinomed.apps.ending import after_images, after_manifest, demo_step
+    from dinomed.apps.ending import after_images, after_manifest, demo_of
     from dinomed.datasets.manifest import read_manifest
 
     if report.kind in ("adapter", "ensemble"):
-        return demo_step(read_adapter_record(Path(report.path)).task, report.path)
+        return demo_of(report.path)
     if report.kind == "index":
         return ["demo", "retrieve"], {"index": report.path}
     if report.kind == "curated manifest":

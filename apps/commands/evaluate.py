@@ -57,9 +57,8 @@ def evaluate(
     names no image without --names. For research use only.
     """
     arguments = locals()
-    from dinomed.adapters.inference.loader import read_adapter_record
     from dinomed.apps.api.heads import evaluate as evaluate_adapter
-    from dinomed.apps.ending import demo_step, print_end
+    from dinomed.apps.ending import demo_of, print_end
     from dinomed.apps.output import api_arguments, emit
 
     columns = [name.strip() for name in (by or "").split(",") if name.strip()]
@@ -67,8 +66,7 @@ def evaluate(
     report = evaluate_adapter(**api_arguments(arguments | {"adapter": shown, "by": columns}))
     for table in [None] if as_json else _comparison(report) if "runs" in report else _tables(report):
         emit(report, as_json, table)
-    step = demo_step(read_adapter_record(adapter[0]).task, adapter[0], backbone)
-    print_end([out, report.get("report")], step, as_json=as_json)
+    print_end([out, report.get("report")], lambda: demo_of(adapter[0], backbone), as_json=as_json)
 
 
 def _comparison(report: dict[str, Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """`dinomed features`: features of images as a table for other tools."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +54,8 @@ def features(
     }
     emit(report, as_json)
     backbone_options = {"weights": weights, "image_size": image_size, "aspect": aspect, "mean": mean, "std": std}
-    print_end([out, table.unreadable_list], after_backbone(backbone, images, **backbone_options), as_json=as_json)
+    step = partial(after_backbone, backbone, images, **backbone_options)
+    print_end([out, table.unreadable_list], step, as_json=as_json)
     if table.unreadable:
         raise DinomedError(
             f"{table.unreadable} images could not be used, listed in {table.unreadable_list}; "

@@ -99,7 +99,7 @@ def index(
         "note": RESEARCH_USE,
     }
     emit(report, as_json)
-    print_end([out], after_index(out, data), as_json=as_json)
+    print_end([out], lambda: after_index(out, data), as_json=as_json)
     if unreadable:
         name, reason = unreadable[0]
         raise DinomedError(

@@ -1,5 +1,6 @@
 """`dinomed predict`: masks, depth maps or probabilities of new images and videos."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,18 +110,17 @@ def predict(
     the exit code is 1. After an interruption finished videos are kept. For research use only.
     """
     arguments = locals()
-    from dinomed.adapters.inference.loader import read_adapter_record
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
     from dinomed.adapters.video.run import VideoPredictionResult
     from dinomed.apps.api.heads import predict as predict_images
-    from dinomed.apps.ending import demo_step, print_end
+    from dinomed.apps.ending import demo_of, print_end
     from dinomed.apps.output import api_arguments, build_table, emit
     from dinomed.errors import DinomedError
     from dinomed.notice import RESEARCH_USE
 
     done = predict_images(**api_arguments(arguments))
-    following = demo_step(read_adapter_record(adapter).task, adapter, backbone)
+    following = partial(demo_of, adapter, backbone)
     if isinstance(done, VideoPredictionResult):
         emit(done.report(), as_json, build_table(("", *(answer["video"] for answer in done.answers)), done.facts()))
         print_end([out], following, as_json=as_json)

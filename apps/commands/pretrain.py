@@ -1,6 +1,7 @@
 """The commands `dinomed pretrain` (a DINOv2 backbone from unlabelled images) and `dinomed distill` (a smaller one)."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +90,8 @@ def _run(command: str, options: dict[str, Any]) -> None:
         if launched_rank() == 0:
             report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
             emit(report | {"note": RESEARCH_USE}, options["as_json"])
-            print_end([result.folder], after_backbone(result.folder, options["data"]), as_json=options["as_json"])
+            step = partial(after_backbone, result.folder, options["data"])
+            print_end([result.folder], step, as_json=options["as_json"])
 
 
 def _print_plan(plan: "PretrainingPlan", as_json: bool) -> None:

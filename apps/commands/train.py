@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,12 +74,13 @@ class Training:
             _print_plan(plan_training(task, **described), self.as_json)
             label = targets.get("label")
             joined_label = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
-            step = after_dry_run(["train", task], vars(self) | joined_label)
-            print_end([], step, as_json=self.as_json, mark="# ")
+            planned = after_dry_run(["train", task], vars(self) | joined_label)
+            print_end([], planned, as_json=self.as_json, mark="# ")
         else:
             result = train(task, **options)
             _report(result, self.as_json)
-            print_end([result.folder], after_training(task, result.folder, self.data), as_json=self.as_json)
+            step = partial(after_training, task, result.folder, self.data)
+            print_end([result.folder], step, as_json=self.as_json)
 
 
 @expand

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dinomed
-from dinomed.apps import cli
+from dinomed.apps import cli, ending
 from dinomed.apps.api import demo as demo_api
 from dinomed.apps.ending import (
     after_corrections,
@@ -28,20 +28,13 @@ from dinomed.apps.quickstart import run as quickstart_run
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
-TINY = """\
-backbone: {embed_dim: 16, depth: 1, num_heads: 2, patch_size: 8}
-crops: {global_size: 32, local_size: 16, num_local: 0, blur_kernel: 3}
-objective:
-  dino_head: {prototypes: 24, hidden: 16, bottleneck: 8}
-  ibot_head: {prototypes: 16, hidden: 16, bottleneck: 8}
-run: {steps: 1, batch_size: 4, workers: 0, checkpoint_every: 1, log_every: 1, pca_images: 2}
-"""
 FAST = ("--set", "fit.epochs=1", "--set", "fit.min_steps=0")
 
 
 @pytest.fixture
-def place(user_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(user_folder: Path, tiny_pretraining: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the artefacts of a user in it."""
+    (tmp_path / "tiny.yaml").symlink_to(tiny_pretraining)
     for path in user_folder.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "seg2").symlink_to(user_folder / "seg")
@@ -122,7 +115,6 @@ COMMANDS: list[tuple[tuple[str, ...], str, dict[str, str], list[str]]] = [
 def test_a_command_ends_with_its_paths_and_a_valid_next_command(
     place: Path, run: Run, line: tuple[str, ...], following: str, values: dict[str, str], written: list[str]
 ) -> None:
-    (place / "tiny.yaml").write_text(TINY)
     pictures = sorted((place / "lesions" / "images").iterdir())
     names = {"A": pictures[0], "B": pictures[1]}
     code, out, err = run(*(names.get(word, word) for word in line))
@@ -185,7 +177,6 @@ def test_a_leak_ends_with_a_curation_and_a_set_without_one_with_nothing(place: P
     ids=["train", "pretrain", "curate"],
 )
 def test_a_dry_run_ends_with_the_run_as_a_comment(place: Path, run: Run, line: tuple[str, ...]) -> None:
-    (place / "tiny.yaml").write_text(TINY)
     manifest = read_manifest("derm.parquet")
     if "--label" in line:
         columns = {name: manifest.column(name) for name in manifest.columns}
@@ -201,7 +192,13 @@ def test_a_dry_run_ends_with_the_run_as_a_comment(place: Path, run: Run, line: t
     assert {name: end[name] for name in given} == given
 
 
-def test_nothing_is_added_to_json_and_with_quiet(place: Path, run: Run) -> None:
+def test_nothing_is_added_to_json_and_with_quiet_and_no_manifest_is_read_for_it(
+    place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_file(data: Any) -> None:
+        raise AssertionError("the next command is computed")
+
+    monkeypatch.setattr(ending, "read_file", read_file)
     for options in (("--json",), ("--quiet",)):
         code, out, _ = run("index", "derm.parquet", "-b", "ssl", "-o", f"i{options[0]}", *options)
         assert code == 0
