@@ -17,6 +17,7 @@ from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.errors import DinomedError
+from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.frames import forget_frame, frame_path
 from dinomed.io.files import sha256_file
@@ -119,7 +120,8 @@ def read_picture(
     Without a preprocessing both forms of the pixels are equal. `mask` masks burned-in text in the form for display, of
     which no values are sent then.
     """
-    is_video = container_of(path) is not None and not is_dicom(path)
+    is_stream = holds_video_stream(path)
+    is_video = is_stream or (container_of(path) is not None and not is_dicom(path))
     source, number = (frame_path(path, frame), 0) if is_video else (path, frame)
     try:
         if preprocessing is None:
@@ -131,12 +133,13 @@ def read_picture(
             )
             shown = read_shown_isolated(source, channels, intensity, MAX_PIXELS, number)
         spacing_mm, problem = None, None
-        if is_video:
-            facts, problem = _read_video_facts(path, frame)
-        else:
+        if is_stream or not is_video:
             spacing = read_pixel_spacing_isolated(path)
             if spacing is not None and spacing.in_patient:
                 spacing_mm = spacing.rows_mm, spacing.columns_mm
+        if is_video:
+            facts, problem = _read_video_facts(path, frame)
+        else:
             facts = read_facts_isolated(path, frame, MAX_PIXELS)
         unmasked = None if mask is None else shown
         if mask is not None:

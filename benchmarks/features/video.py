@@ -3,9 +3,10 @@
     python benchmarks/features/video.py [--minutes 10] [--height 480] [--width 640] [--json]
 
 First table: a video of 120 frames that show their number is written in each container and codec that this build of
-OpenCV can encode; all frames are read in order, and 24 in random order. Second table: a synthetic endoscopy video of
-`--minutes` at 25 frames a second is decoded in order, and 100 of its frames in random order. Memory is the highest of
-the decoding process and of the program after a quarter and at the end of the stream.
+OpenCV can encode, and some of these streams in DICOM files; all frames are read in order, and 24 in random order.
+Second table: a synthetic endoscopy video of `--minutes` at 25 frames a second is decoded in order, and 100 of its
+frames in random order. Memory is the highest of the decoding process and of the program after a quarter and at the end
+of the stream.
 """
 
 import argparse
@@ -18,12 +19,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import MPEG2MPML, MPEG4HP41, UID, VideoEndoscopicImageStorage, generate_uid
 
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.images.decode import UnreadableImage
 from dinomed.isolation.pool import shared_pool
 from dinomed.video.video import Video
 
+DICOM_STREAMS = [
+    ("mpg", "mpg2", MPEG2MPML), ("ts", "mpg2", MPEG2MPML), ("m2v", "mpg2", MPEG2MPML), ("mp4", "mp4v", MPEG4HP41),
+]  # fmt: skip
 CODECS = [
     ("mp4", "mp4v"), ("mov", "mp4v"), ("mov", "MJPG"), ("avi", "MJPG"), ("avi", "XVID"), ("avi", "FFV1"),
     ("mkv", "MJPG"), ("mkv", "VP80"), ("mkv", "FFV1"), ("webm", "VP90"), ("mpg", "PIM1"), ("mpg", "mpg2"),
@@ -51,8 +59,26 @@ def open_writer(path: Path, codec: str, size: tuple[int, int]) -> Any:
     return writer if writer.isOpened() else None
 
 
-def try_codec(folder: Path, suffix: str, codec: str) -> str:
-    """Return what happened to the numbered frames of a container and codec."""
+def wrap_in_dicom(stream: Path, syntax: UID) -> Path:
+    """Write a video as the pixels of a DICOM file of an endoscope."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = VideoEndoscopicImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    data.Rows, data.Columns, data.NumberOfFrames, data.FrameTime = HEIGHT, WIDTH, FRAMES, 40
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_PARTIAL_420", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    content = stream.read_bytes()
+    data.PixelData = encapsulate([content + bytes(len(content) % 2)])
+    data["PixelData"].VR = "OB"
+    path = stream.with_suffix(".dcm")
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def try_codec(folder: Path, suffix: str, codec: str, syntax: UID | None = None) -> str:
+    """Return what happened to the numbered frames of a container and codec, in a DICOM file if it has a `syntax`."""
     path = folder / f"{codec}.{suffix}"
     writer = open_writer(path, codec, (HEIGHT, WIDTH))
     if writer is None:
@@ -61,7 +87,7 @@ def try_codec(folder: Path, suffix: str, codec: str) -> str:
         writer.write(draw_number(number))
     writer.release()
     try:
-        video = Video(path)
+        video = Video(path if syntax is None else wrap_in_dicom(path, syntax))
         in_order = [read_number(frame.pixels) for frame in video.stream()] == list(range(FRAMES))
         numbers = np.random.default_rng(0).permutation(FRAMES)[:24].tolist()
         at_random = [read_number(video.read(number).pixels) for number in numbers] == numbers
@@ -118,6 +144,8 @@ def main() -> None:
         folder = Path(place)
         for suffix, codec in CODECS:
             report["codecs"][f"{suffix} {codec}"] = try_codec(folder, suffix, codec)
+        for suffix, codec, syntax in DICOM_STREAMS:
+            report["codecs"][f"DICOM {suffix} {codec}"] = try_codec(folder, suffix, codec, syntax)
         drawn = [frame.pixels[..., ::-1].copy() for frame in draw_endoscopy(min(LOOP, count), size, faults=False)]
         for suffix, codec in LONG_CODECS:
             path = folder / f"long.{suffix}"
@@ -130,7 +158,7 @@ def main() -> None:
         print(json.dumps(report))
         return
     for name, text in report["codecs"].items():
-        print(f"{name:12} {text}")
+        print(f"{name:18} {text}")
     for name, values in report["speed"].items():
         print(f"{name:12} " + ", ".join(f"{key} {value:.1f}" for key, value in values.items()))
 

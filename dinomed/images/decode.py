@@ -65,6 +65,7 @@ class Header:
         orientation: EXIF orientation (1 to 8) of the stored pixels; 1 if there is none.
         channels: 3 for colour, 1 for gray; the number of pages for a TIFF with several gray pages of one size.
         bits: of a sample as stored.
+        video_stream: the pixels of a DICOM file are one video stream; `frames` is what its header states.
     """
 
     width: int
@@ -75,6 +76,7 @@ class Header:
     orientation: int = 1
     channels: int = 3
     bits: int = 8
+    video_stream: bool = False
 
 
 def refusing(path: str | Path, max_pixels: int = MAX_PIXELS, *, private: bool = False) -> AbstractContextManager[None]:
@@ -163,8 +165,7 @@ def _num_frames(image: Image.Image) -> int:
 def _bits(image: Image.Image) -> int:
     """Return the bits of a sample as stored; Pillow itself keeps only the upper 8 of 16-bit colour."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        stored = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
-        return max(int(bits) for bits in stored)
+        return max(int(bits) for bits in image.tag_v2.get(_BITS_PER_SAMPLE, (8,)))
     if image.mode == "1":
         return 1
     raw = [tile.args for tile in getattr(image, "tile", [])]
@@ -214,10 +215,9 @@ def looks_like_image(path: str | Path) -> bool:
 
 def _stored_orientation(image: Image.Image) -> int:
     """Return the orientation in the file, also if Pillow applies it itself; 1 for none or an invalid one."""
+    orientation = _orientation(image)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         orientation = image.tag_v2.get(_ORIENTATION, 1)
-    else:
-        orientation = _orientation(image)
     return orientation if orientation in range(1, 9) else 1
 
 

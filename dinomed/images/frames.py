@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage
+from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.pixels import read_dicom
 from dinomed.images.intensity import IntensityConfig
@@ -33,8 +34,8 @@ class FrameReference:
 
     @property
     def is_dicom(self) -> bool:
-        """Whether the video is a DICOM file."""
-        return is_dicom(self.video)
+        """Whether the video is a DICOM file of single frames; one that holds a video stream is read as a video."""
+        return is_dicom(self.video) and not holds_video_stream(self.video)
 
 
 def frame_path(video: str, number: int) -> str:

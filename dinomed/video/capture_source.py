@@ -15,7 +15,7 @@ from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.decode import MAX_PIXELS, refusing
 from dinomed.video.facts import ASSUMED_FPS, NO_RATE, VideoFacts, VideoFrame, container_of
-from dinomed.video.packets import MAX_FRAMES, PacketIndex, open_capture, read_packets, seeks_truly
+from dinomed.video.packets import MAX_FRAMES, EmbeddedAddress, PacketIndex, open_capture, read_packets, seeks_truly
 from dinomed.video.source import DecodingPaused, FrameSource
 
 _CHECKED = 24  # frames from the start whose time stamps must agree with the index
@@ -31,19 +31,22 @@ class CaptureSource(FrameSource):
     Args:
         path: path of the file.
         max_pixels: largest number of pixels of a frame.
+        stream: the video is a part of the file: its address, and its container.
 
     Raises:
         UnreadableImage: the file is no video, is damaged, has no frame, or has too large frames.
     """
 
-    def __init__(self, path: str, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self, path: str, max_pixels: int = MAX_PIXELS, stream: tuple[EmbeddedAddress, str | None] | None = None
+    ) -> None:
         self.path, self._max_pixels = path, max_pixels
         self._first_ms = 0.0
         with refusing(path):
-            container = container_of(path)
+            self._address, container = stream or (path, container_of(path))
             if container is None:
                 raise DinomedError("not a video (MP4, MOV, AVI, Matroska, WebM or MPEG)")
-            self._index = read_packets(path)
+            self._index = read_packets(self._address)
             self._numbers = {} if self._index is None else {t: k for k, t in enumerate(self._index.times_ms)}
             self._open()
             self.facts = self._read_facts(container)
@@ -59,14 +62,14 @@ class CaptureSource(FrameSource):
                     and (self.facts.announced or 0) > 1
                     and (
                         container != "AVI"
-                        or (self.facts.announced == self.facts.frames and seeks_truly(path, self._index))
+                        or (self.facts.announced == self.facts.frames and seeks_truly(self._address, self._index))
                     )
                 )
 
     def _open(self) -> None:
         """Open the file at its first frame."""
         self.close()
-        self._capture, self._closed = open_capture(self.path), False
+        self._capture, self._closed = open_capture(self._address), False
         self._next = 0  # number of the frame that is decoded next, if the index is not used
         self._newest = -1  # number of the frame that was decoded last
         self._time_ms = 0.0  # of that frame

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from dinomed.images.decode import UnreadableImage, refusing
+from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.isolation.limits import decoding_limits
 from dinomed.video.capture_source import CaptureSource
 from dinomed.video.dicom_source import DicomSource
+from dinomed.video.embedded_source import EmbeddedSource
 from dinomed.video.source import DecodingPaused, FrameSource
 
 _OPEN = 2  # videos that stay open
@@ -30,6 +32,8 @@ def open_source(path: str) -> FrameSource:
     Raises:
         UnreadableImage: the file cannot be read as a video.
     """
+    if holds_video_stream(path):
+        return EmbeddedSource(path)
     return DicomSource(path) if is_dicom(path) else CaptureSource(path)
 
 
@@ -68,6 +72,18 @@ def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, 
             following = frame.number + step
     content = {"facts": asdict(source.facts), "frames": frames, "next": following}
     return content, np.stack(pixels) if pixels else None
+
+
+def read_stream_frame(path: str, number: int) -> np.ndarray:
+    """Return a frame of a DICOM file that holds a video stream, uint8 RGB (H, W, 3).
+
+    Raises:
+        UnreadableImage: the stream or the frame cannot be read.
+    """
+    frame = _source(path).advance(number) if number >= 0 else None
+    if frame is None or frame.number != number:
+        raise UnreadableImage(path, f"frame {number} cannot be decoded, or is not in the file")
+    return frame.pixels
 
 
 def _source(path: str) -> FrameSource:

@@ -17,6 +17,7 @@ ASSUMED_FPS = 25.0
 """Frames a second of a file that states no rate."""
 NO_RATE = f"states no frame rate; {ASSUMED_FPS:g} frames a second are assumed"
 _TS_PACKET = 188  # bytes; with a time stamp of 4 bytes before each in M2TS
+START_BYTES = 4 + 4 * (_TS_PACKET + 4)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class VideoFacts:
 
     Attributes:
         width, height: of a frame, px, upright.
-        container: MP4, AVI, Matroska, MPEG or DICOM.
+        container: MP4, AVI, Matroska, MPEG, H.264, HEVC or DICOM; of a video stream in DICOM that of the stream.
         codec: four-character code; for DICOM the photometric interpretation.
         fps: frames a second: the mean for a variable rate.
         frames: number of frames; None until they were counted.
@@ -63,7 +64,11 @@ def container_of(path: str | Path) -> str | None:
 
     Only these containers are passed to FFmpeg: a playlist, which can name other files and addresses, is no video.
     """
-    start = first_bytes(path, 4 + 4 * (_TS_PACKET + 4))
+    return container_of_start(first_bytes(path, START_BYTES))
+
+
+def container_of_start(start: bytes) -> str | None:
+    """Return the container of a video by its first `START_BYTES`; None for other content."""
     if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return None if start[8:12] in (b"heic", b"heix", b"avif", b"mif1", b"crx ") else "MP4"
     if start[:4] == b"RIFF" and start[8:12] == b"AVI ":
@@ -79,7 +84,9 @@ def container_of(path: str | Path) -> str | None:
 
 
 def is_video(path: str | Path) -> bool:
-    """Return whether a file is read as a video: a video container, or a DICOM file of several frames."""
+    """Return whether a file is read as a video: a video container, or a DICOM file of several frames or
+    with a video stream."""
     if is_dicom(path):
-        return read_dicom_header(path).frames > 1
+        header = read_dicom_header(path)
+        return header.frames > 1 or header.video_stream
     return container_of(path) is not None

@@ -17,8 +17,16 @@ MAX_FRAMES = 4_000_000
 _SAMPLES = 16
 _OPTIONS = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
 # A file cannot make FFmpeg open another file or an address.
-_LIMITS = "protocol_whitelist;file|format_whitelist;mov,avi,matroska,mpeg,mpegts,mpegvideo"
+_FORMATS = "mov,avi,matroska,mpeg,mpegts,mpegvideo"
+_LIMITS = f"protocol_whitelist;file|format_whitelist;{_FORMATS}"
+_EMBEDDED_LIMITS = f"protocol_whitelist;file,subfile,concat|format_whitelist;{_FORMATS},h264,hevc"
 _lock = threading.Lock()
+
+
+class EmbeddedAddress(str):
+    """Parts of a file that are a video stream, as FFmpeg names them (its protocols ``subfile`` and ``concat``)."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ def open_capture(path: str, *, raw: bool = False) -> Any:
     """Open a video file with OpenCV's FFmpeg.
 
     Args:
+        path: path of the file, or an `EmbeddedAddress`.
         raw: deliver packets instead of frames.
 
     Raises:
@@ -48,8 +57,9 @@ def open_capture(path: str, *, raw: bool = False) -> Any:
     import cv2
 
     properties = [cv2.CAP_PROP_FORMAT, -1] if raw else [cv2.CAP_PROP_N_THREADS, 2]
-    with _lock, environment_variable(_OPTIONS, _LIMITS):  # FFmpeg takes its options from there
-        capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, properties)
+    limits = _EMBEDDED_LIMITS if isinstance(path, EmbeddedAddress) else _LIMITS
+    with _lock, environment_variable(_OPTIONS, limits):  # FFmpeg takes its options from there
+        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, properties)
     if not capture.isOpened():
         raise DinomedError("no video can be read in it: damaged, cut off before its index, or of an unknown codec")
     return capture

@@ -19,7 +19,7 @@ from dinomed.images.frames import frame_digest, frame_path
 from dinomed.images.unchanged import change_time
 from dinomed.io.prefetch import prefetch
 from dinomed.progress import bar
-from dinomed.video.facts import VideoFrame
+from dinomed.video.facts import VideoFrame, is_video
 from dinomed.video.images import frame_header
 from dinomed.video.video import Video
 
@@ -63,7 +63,7 @@ def take_videos(folder: Path, walked: WalkResult) -> list[str]:
 
 def _has_frames(path: Path) -> bool:
     try:
-        return is_dicom(path) and read_dicom_header(path).frames > 1
+        return is_dicom(path) and is_video(path)
     except UnreadableImage:
         return False  # it is reported as an image
 

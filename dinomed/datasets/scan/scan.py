@@ -242,7 +242,7 @@ def scan(
         ],
         videos={name: len(rows.facts) for name, rows in frames.items()},
         dropped=[row for rows in frames.values() for row in rows.dropped],
-        multi_frame=sum(f.header.frames > 1 and f.header.format == "DICOM" for f in facts),
+        multi_frame=sum((f.header.frames > 1 or f.header.video_stream) and f.header.format == "DICOM" for f in facts),
     )
 
 

@@ -20,6 +20,7 @@ from dinomed.images.decode import (
     open_regular,
     refusing_with,
 )
+from dinomed.images.dicom.codecs import is_video_syntax
 
 DAMAGED = "damaged or truncated DICOM"
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
@@ -97,7 +98,8 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
                         elements.update(item)
         rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
         frame_bytes = pixel_bytes(elements)
-        if rows and columns and rows * columns <= max_pixels:
+        is_stream = is_video_syntax(elements.file_meta.get("TransferSyntaxUID"))
+        if rows and columns and rows * columns <= max_pixels and not is_stream:
             check_frame(file, rows, columns, int(elements.get("NumberOfFrames") or 1))
     if not rows or not columns:
         raise NotAnImage(path, "DICOM without pixels")

@@ -11,6 +11,7 @@ Value) is black and does not count for percentiles. The codecs are listed in `di
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from dinomed.images.bounds.dicom_streams import bounded_dicom
 from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, refusing_with
-from dinomed.images.dicom.codecs import undecodable
+from dinomed.images.dicom.codecs import is_video_syntax, undecodable
 from dinomed.images.dicom.elements import (
     DAMAGED,
     NotAnImage,
@@ -32,6 +33,7 @@ from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
 """Percentiles for an image without a window."""
+_VIDEO_READER = "dinomed.video.decoding"  # imported late: videos are built on images
 
 
 def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
@@ -138,6 +140,9 @@ class DicomFrames:
         from pydicom.pixels import pixel_array
         from pydicom.uid import JPEGBaseline8Bit
 
+        if self.header.video_stream:
+            frame: np.ndarray = import_module(_VIDEO_READER).read_stream_frame(str(self._path), number)
+            return frame
         if not 0 <= number < self.header.frames:
             raise UnreadableImage(self._path, f"has no frame {number}: it has {self.header.frames:,} frames")
         with reading_dicom(self._path, lambda error: decoding_reason(error, self._elements)) as file:
@@ -200,14 +205,16 @@ def _read_image_elements(path: str | Path, max_pixels: int) -> Any:
 def _header(path: str | Path, elements: Any) -> Header:
     with refusing_with(path, damage_reason):
         mode = str(elements.get("PhotometricInterpretation", "MONOCHROME2"))
-        colour = int(elements.get("SamplesPerPixel", 1)) == 3 or mode == "PALETTE COLOR"
+        is_stream = is_video_syntax(elements.file_meta.get("TransferSyntaxUID"))
+        colour = int(elements.get("SamplesPerPixel", 1)) == 3 or mode == "PALETTE COLOR" or is_stream
         frames = int(elements.get("NumberOfFrames") or 1)
         bits = int(elements.get("BitsStored") or elements.get("BitsAllocated") or 8)
         if mode == "PALETTE COLOR":
             bits = int(elements.RedPaletteColorLookupTableDescriptor[2])
         return Header(
-            int(elements.Columns), int(elements.Rows), mode, "DICOM", frames, channels=3 if colour else 1, bits=bits
-        )
+            int(elements.Columns), int(elements.Rows), mode, "DICOM", frames, channels=3 if colour else 1, bits=bits,
+            video_stream=is_stream,
+        )  # fmt: skip
 
 
 def _colour_range(colours: np.ndarray, header: Header, intensity: IntensityConfig) -> IntensityConfig:

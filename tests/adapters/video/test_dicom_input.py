@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from pydicom import dcmread
+from pydicom.uid import MPEG4HP41
 
 import dinomed
 from dinomed.adapters.video.request import find_input_videos
@@ -16,10 +17,12 @@ from dinomed.datasets.scan.walk import _Walker
 from dinomed.errors import DinomedError
 from dinomed.images.intensity import IntensityConfig
 from dinomed.video import facts
+from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
 Dark = tools["Dark"]
-write_dicom = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))["write_dicom"]
+cine = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))
+write_dicom, write_dicom_video = cine["write_dicom"], cine["write_dicom_video"]
 FRAME = np.arange(48 * 64, dtype=np.uint32).reshape(48, 64).astype(np.uint8)
 
 
@@ -95,3 +98,16 @@ def test_frames_are_not_read_without_the_intensity_settings_of_the_adapter(
     with pytest.raises(DinomedError, match="the adapter has intensity settings"):
         dinomed.predict(predictor, path, tmp_path / "out")
     assert (predictor.seen, (tmp_path / "out").exists()) == (0, False)
+
+
+def test_a_video_stream_in_a_dicom_file_is_predicted_as_its_plain_file(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.avi"
+    with writing_video(plain, FRAME.shape, 10) as append:
+        for number in range(12):
+            append(np.roll(FRAME, 4 * number, 1))
+    stream = write_dicom_video(tmp_path / "in.dcm", [plain.read_bytes()], MPEG4HP41, FRAME.shape, 12)
+    done = [dinomed.predict(Dark(), path, tmp_path / path.stem) for path in (plain, stream)]
+    assert [result.images for result in done] == [12, 12]
+    first, second = (tools["only"](tmp_path / path.stem) for path in (plain, stream))
+    assert tools["rows_of"](first) == tools["rows_of"](second)
+    assert (first / "mask.avi").read_bytes() == (second / "mask.avi").read_bytes()

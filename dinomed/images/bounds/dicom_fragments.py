@@ -1,0 +1,46 @@
+"""Places of the fragments of encapsulated pixels in a DICOM file."""
+
+import io
+import os
+from typing import BinaryIO
+
+from dinomed.errors import DinomedError
+
+MAX_FRAGMENTS = 256
+"""Largest number of fragments of a video stream; each one is opened as a file of its own."""
+_ITEM, _END = b"\xfe\xff\0\xe0", b"\xfe\xff\xdd\xe0"
+_UNDEFINED = 0xFFFFFFFF
+
+
+def find_fragments(file: BinaryIO) -> tuple[list[tuple[int, int]], bool]:
+    """Return start and end of each fragment, bytes from the start of the file; the file stands at its pixel data.
+
+    The table of offsets is not one of them. Nothing but the headers of the fragments is read.
+
+    Returns:
+        The places, and whether the file ends before its pixel data does.
+
+    Raises:
+        DinomedError: the pixel data are not encapsulated, are damaged, or have more than `MAX_FRAGMENTS` fragments.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if file.read(12)[8:] != _UNDEFINED.to_bytes(4, "little"):
+        raise DinomedError("its transfer syntax is that of a video, and its pixels are not encapsulated")
+    places: list[tuple[int, int]] = []
+    is_table, ends = True, False
+    while not ends:
+        header = file.read(8)
+        if header[:4] == _END:
+            return places, False
+        length = int.from_bytes(header[4:], "little")
+        if len(header) == 8 and (header[:4] != _ITEM or length == _UNDEFINED):
+            raise DinomedError("damaged or truncated DICOM")
+        start = file.tell()
+        ends = len(header) < 8 or start + length > size
+        if not is_table and len(header) == 8 and length and start < size:
+            places.append((start, min(start + length, size)))
+        if len(places) > MAX_FRAGMENTS:
+            raise DinomedError(f"its video has more than {MAX_FRAGMENTS} fragments; write it as one fragment")
+        file.seek(length, io.SEEK_CUR)
+        is_table = False
+    return places, True
