@@ -11,6 +11,7 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.isolation.pool import shared_pool
 from dinomed.progress import bar
+from dinomed.volumes.completeness import completeness_hint
 from dinomed.volumes.geometry import Grid
 from dinomed.volumes.nifti import SUFFIXES, is_nifti
 from dinomed.volumes.series import DicomFrame, sort_frames
@@ -27,12 +28,14 @@ class VolumeSource:
         name: name of the file without suffix, or of the folder of the series; it may identify the patient.
         frames: of a series, its frames in the order of their positions.
         grid: of a series, its geometry.
+        note: of a series, a line if its headers tell that slices may be missing.
     """
 
     path: Path
     name: str
     frames: tuple[DicomFrame, ...] = ()
     grid: Grid | None = None
+    note: str | None = None
 
     def identifier(self, element: str) -> str | None:
         """Return an identifier of a series, such as ``PatientID``; None for NIfTI files and where it is unknown."""
@@ -103,7 +106,8 @@ def _add_series(files: Sequence[Path], search: VolumeSearch) -> None:
         except DinomedError as error:
             search.problems.append((str(first), str(error)))
             continue
-        search.sources.append(VolumeSource(first, name, tuple(ordered), grid))
+        note = completeness_hint([frame.counts for frame in ordered], len({frame.path for frame in ordered}))
+        search.sources.append(VolumeSource(first, name, tuple(ordered), grid, note))
 
 
 def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], search: VolumeSearch) -> None:
@@ -119,12 +123,10 @@ def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], se
     if uid is None:
         search.problems.append((path, "a DICOM without a Series Instance UID"))
         return
-    for number, (position, orientation, spacing) in enumerate(facts["places"]):
-        series[uid].append(
-            DicomFrame(
-                path, number, tuple(facts["size"]), tuple(position), tuple(orientation), tuple(spacing), facts["ids"]
-            )
-        )
+    size, ids = tuple(facts["size"]), facts["ids"]
+    for number, (place, counts) in enumerate(zip(facts["places"], facts["counts"], strict=True)):
+        position, orientation, spacing = map(tuple, place)
+        series[uid].append(DicomFrame(path, number, size, position, orientation, spacing, ids, counts))
 
 
 def file_stem(file: Path) -> str:

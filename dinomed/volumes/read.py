@@ -45,6 +45,8 @@ def read_volume(source: VolumeSource, advance: Callable[[int], None] = lambda co
     if source.grid is None:
         facts, values = read_nifti_isolated(source)
         return Volume(values, Grid(_shape(values), np.array(facts["affine"])), facts["header"])
+    if source.note is not None:
+        logger.warning(f"{source.path}: {source.note}")
     values = np.empty(source.grid.shape[::-1], np.float32).T  # each slice in one piece
     for start in range(0, len(source.frames), _BATCH):
         batch = source.frames[start : start + _BATCH]

@@ -4,7 +4,7 @@ The order of the slices is that of their positions in the patient. Names of file
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from dinomed.images.dicom.elements import (
 )
 from dinomed.images.dicom.patient import PATIENT, STUDY, identifier_of
 from dinomed.images.dicom.pixels import decoding_reason, find_padding
+from dinomed.volumes.completeness import COUNTS, read_counts
 from dinomed.volumes.geometry import Grid, lps_to_ras
 
 _IDS = (PATIENT, STUDY, "SeriesInstanceUID", "FrameOfReferenceUID", "Modality")
@@ -52,6 +53,7 @@ class DicomFrame:
         orientation: directions in which the column number and the row number grow.
         spacing: distance of rows and of columns in mm.
         ids: patient, study, series, frame of reference and modality; None where unknown.
+        counts: what the headers count, as of `dinomed.volumes.completeness.read_counts`.
     """
 
     path: str
@@ -61,19 +63,20 @@ class DicomFrame:
     orientation: tuple[float, ...]
     spacing: tuple[float, ...]
     ids: dict[str, str | None]
+    counts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_places(path: str) -> tuple[dict[str, Any], None]:
     """Read the places of the frames of a file; for the decoding process.
 
     Returns:
-        `ids`, `size`, and `places`: position, orientation and spacing of each frame.
+        `ids`, `size`, `places` (position, orientation and spacing) and `counts` of each frame.
 
     Raises:
         UnreadableImage: the file is damaged, in colour, or has no position; or a `NotAnImage`.
     """
     try:
-        elements = read_elements(path, MAX_PIXELS, tags=(*_IDS, *_PLACES))
+        elements = read_elements(path, MAX_PIXELS, tags=(*_IDS, *_PLACES, *COUNTS))
     except NotAnImage:
         if _is_cut_image(path):
             raise UnreadableImage(path, DAMAGED) from None
@@ -86,7 +89,8 @@ def read_places(path: str) -> tuple[dict[str, Any], None]:
         places = _frame_places(elements)
         ids = {name: identifier_of(elements, name) for name in _IDS}
         size = [int(elements.Rows), int(elements.Columns)]
-    return {"ids": ids, "size": size, "places": places}, None
+        counts = [read_counts(elements, group) for group in elements.get(FUNCTIONAL_GROUPS[1]) or [None]]
+    return {"ids": ids, "size": size, "places": places, "counts": counts}, None
 
 
 def _is_cut_image(path: str) -> bool:
