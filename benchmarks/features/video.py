@@ -34,8 +34,8 @@ DICOM_STREAMS = [
 ]  # fmt: skip
 CODECS = [
     ("mp4", "mp4v"), ("mov", "mp4v"), ("mov", "MJPG"), ("avi", "MJPG"), ("avi", "XVID"), ("avi", "FFV1"),
-    ("mkv", "MJPG"), ("mkv", "VP80"), ("mkv", "FFV1"), ("webm", "VP90"), ("mpg", "PIM1"), ("mpg", "mpg2"),
-    ("ts", "mpg2"), ("mp4", "avc1"), ("mp4", "hev1"), ("mp4", "av01"),
+    ("mkv", "MJPG"), ("mkv", "VP80"), ("mkv", "FFV1"), ("webm", "VP90"), ("mp4", "vp09"), ("mpg", "PIM1"),
+    ("mpg", "mpg2"), ("ts", "mpg2"), ("mp4", "avc1"), ("mp4", "hev1"), ("mp4", "av01"),
 ]  # fmt: skip
 FRAMES, HEIGHT, WIDTH, CELL = 120, 96, 160, 20
 LONG_CODECS = [("mp4", "mp4v"), ("avi", "MJPG")]

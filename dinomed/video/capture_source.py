@@ -22,6 +22,8 @@ _CHECKED = 24  # frames from the start whose time stamps must agree with the ind
 _FORWARD = 48  # frames that are decoded rather than sought
 _RETRIES = 32  # packets in a row that cannot be decoded, before a video without an index ends
 _BACK = (0, 16, 40)  # frames before the target from which a seek is tried
+_NO_AV1 = "its codec is AV1, for which OpenCV has no decoder on this machine; convert it to H.264 or VP9"
+_SAME_RATE = 1.1  # Matroska without a rate states 1,000 frames a second, the unit of its time stamps
 _CUT = 0.95  # a video that ends before this share of its announced time is called cut off
 
 
@@ -92,7 +94,8 @@ class CaptureSource(FrameSource):
         code = int(self._capture.get(cv2.CAP_PROP_FOURCC))
         codec = "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ")
         if not self._capture.grab():
-            raise DinomedError("no frame can be decoded: damaged, cut off, or of an unknown codec")
+            reason = _NO_AV1 if codec.upper() == "AV01" else "damaged, cut off, or of an unknown codec"
+            raise DinomedError(f"no frame can be decoded: {reason}")
         height, width = self._picture(None).shape[:2]
         return VideoFacts(
             width, height, container, codec if codec.isprintable() else "unknown",
@@ -220,9 +223,12 @@ class CaptureSource(FrameSource):
                 )
             elif frames > facts.announced and facts.container in ("MP4", "AVI"):
                 problem = f"its header announces {facts.announced:,} frames, and {frames:,} are in the file"
-        steady = self._index is not None and _is_steady(self._index.times_ms, facts.fps)
+        steady, fps = self._index is not None and _is_steady(self._index.times_ms, facts.fps), facts.fps
+        if self._index is not None and not steady and last_ms > self._first_ms:
+            mean = (frames - 1) * 1000 / (last_ms - self._first_ms)
+            fps = fps if mean / _SAME_RATE < fps < mean * _SAME_RATE else mean
         self.facts = replace(
-            facts, frames=frames, problem=problem, indexed=self._index is not None, constant_rate=steady
+            facts, fps=fps, frames=frames, problem=problem, indexed=self._index is not None, constant_rate=steady
         )
 
 
