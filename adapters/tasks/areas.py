@@ -1,12 +1,13 @@
 """Areas in mm² of masks of images whose files state the pixel spacing in the patient.
 
 Nothing is guessed: an image without a spacing, a projection radiograph whose spacing holds at the detector or is an
-estimate, and an image that is no DICOM have no area in mm². Slices of `dinomed slices` have the spacing of their
-volume.
+estimate, and an image that is no DICOM have no area in mm². Frames of DICOM files have the spacing of their frame.
+Slices of `dinomed slices` have the spacing of their volume.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError
 from dinomed.html.words import format_interval
 from dinomed.images.decode import UnreadableImage
-from dinomed.images.dicom.spacing import read_pixel_spacing
+from dinomed.images.dicom.spacing import FrameSpacings, read_frame_spacings
+from dinomed.images.frames import image_file, parse_frame
 from dinomed.metrics.bootstrap import RESAMPLES, bootstrap_mean
 from dinomed.volumes.records import VOLUMES_FILE, SlicesRecord, read_record
 
@@ -42,7 +44,8 @@ class PixelAreas:
         self._manifest = manifest
         formats = manifest.column("format") if manifest.has("format") else [None] * len(manifest)
         self._dicom = {row for row, name in enumerate(formats) if name == "DICOM"}
-        self._areas: dict[int, float | None] = {}
+        self._areas: dict[int, float] = {}  # of slices
+        self._newest: tuple[Path | None, FrameSpacings | None] = None, None  # the file that was read last
         if (manifest.root / VOLUMES_FILE).is_file():
             with suppress(DinomedError):  # the folder is not one of `dinomed slices`
                 self._add_slices(read_record(manifest.root))
@@ -52,23 +55,38 @@ class PixelAreas:
         for name, places in find_slices(self._manifest, record).items():
             self._areas |= dict.fromkeys(places.values(), record.volumes[name].grid.pixel_mm2(record.axis))
 
-    def of(self, row: int) -> float | None:
-        """Return the area of a pixel of an image in the patient; None if its file does not state it."""
-        if row not in self._areas:
-            self._areas[row] = self._read(row) if row in self._dicom else None
-        return self._areas[row]
+    def of(self, row: int, inside: np.ndarray | None = None) -> float | None:
+        """Return the area of a pixel of an image in the patient; None if its file does not state it.
 
-    def _read(self, row: int) -> float | None:
-        try:
-            spacing = read_pixel_spacing(self._manifest.path(row))
-        except UnreadableImage:
-            return None
-        return spacing.rows_mm * spacing.columns_mm if spacing is not None and spacing.in_patient else None
+        Args:
+            row: the image.
+            inside: mask (H, W), which decides over ultrasound regions of several scales (`FrameSpacings.of`).
+        """
+        if row in self._areas or row not in self._dicom:
+            return self._areas.get(row)
+        path = self._manifest.path(row)
+        file, frame = image_file(path), parse_frame(path)
+        if self._newest[0] != file:
+            self._newest = file, _read_spacings(file)
+        return pixel_mm2(self._newest[1], 0 if frame is None else frame.number, inside)
 
-    def cell(self, row: int, pixels: int) -> str | None:
-        """Return the area of so many pixels of an image as a cell of a table; None if it is not known."""
-        area = self.of(row)
-        return None if area is None else f"{pixels * area:.2f}"
+    def cell(self, row: int, inside: np.ndarray) -> str | None:
+        """Return the area of a mask (H, W) of an image as a cell of a table; None if it is not known."""
+        area = self.of(row, inside)
+        return None if area is None else f"{np.count_nonzero(inside) * area:.2f}"
+
+
+def pixel_mm2(spacings: FrameSpacings | None, frame: int, inside: np.ndarray | None = None) -> float | None:
+    """Return the area of a pixel of a frame in the patient, for a mask (H, W); None if it is not known."""
+    spacing = None if spacings is None else spacings.of(frame, inside)
+    return spacing.rows_mm * spacing.columns_mm if spacing is not None and spacing.in_patient else None
+
+
+def _read_spacings(path: Path) -> FrameSpacings | None:
+    try:
+        return read_frame_spacings(path)
+    except UnreadableImage:
+        return None
 
 
 def summarize_areas(

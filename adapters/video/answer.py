@@ -44,6 +44,9 @@ class VideoAnswer(ABC):
         self.times_s: list[float] = []
         self.lines: dict[str, list[float]] = {name: [] for name in lines}
 
+    def begin(self, path: Path) -> None:  # noqa: B027
+        """Read what the answer needs of the file of the video; called first. The base class needs nothing."""
+
     @contextmanager
     def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:
         """Open the videos of `video_files` in a folder; they appear after the block, if no error occurred.

@@ -196,6 +196,7 @@ def _predict_video(
         if video.facts.container == "DICOM" and not predictor.backbone.preprocessing.intensity.is_plain:
             raise UnreadableImage(path, _OTHER_INTENSITY)
         reader = FrameReader(video, choose_step(video.facts.fps, *rate))
+        answer.begin(path)
         folder.mkdir()
         facts = video.facts
         with answer.writing(folder, (facts.height, facts.width), facts.fps / reader.step):

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.tasks.areas import AREA_COLUMN, pixel_mm2
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor, mask_uncertainty, summarize
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
 from dinomed.adapters.video.plot import draw_series
 from dinomed.adapters.writer import Row
 from dinomed.html.drawing import Drawing
+from dinomed.images.dicom.spacing import FrameSpacings, read_frame_spacings
 from dinomed.video.facts import VideoFrame
 from dinomed.video.write import SUFFIX, writing_video
 
@@ -46,6 +48,15 @@ class SegmentVideo(VideoAnswer):
         self._union: list[int] = []  # px in any class, of `frames`
         self._append: list[Callable[[np.ndarray], None]] = []
         self._size = (0, 0)
+        self._spacings: FrameSpacings | None = None
+
+    def begin(self, path: Path) -> None:
+        self._spacings = read_frame_spacings(path)
+        if self._spacings is not None:
+            cells = [
+                [name, name.replace("area_px", AREA_COLUMN)] if "area_px" in name else [name] for name in self.columns
+            ]
+            self.columns = [name for names in cells for name in names]
 
     @contextmanager
     def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:
@@ -67,7 +78,7 @@ class SegmentVideo(VideoAnswer):
             append(inside.astype(np.uint8) * 255)
             measured = summarize(probability, inside)
             confidence = None if measured.confidence is None else f"{measured.confidence:.4f}"
-            row += [measured.area_px, f"{measured.area_fraction:.6f}", confidence]
+            row += [measured.area_px, *self._mm2(frame.number, inside), f"{measured.area_fraction:.6f}", confidence]
             uncertainties.append(mask_uncertainty(probability, inside))
             areas[name] = measured.area_px
             union |= inside
@@ -76,6 +87,13 @@ class SegmentVideo(VideoAnswer):
         self.record(frame, areas)
         any_class = [] if self._single else [f"{union.mean():.6f}"]
         return [*row, *any_class, f"{np.mean(uncertainties):.4f}"]
+
+    def _mm2(self, number: int, inside: np.ndarray) -> list[str | None]:
+        """Return the cell of the area of a mask in mm², None if it is not known; no cell if the video is no DICOM."""
+        if self._spacings is None:
+            return []
+        area = pixel_mm2(self._spacings, number, inside)
+        return [None if area is None else f"{np.count_nonzero(inside) * area:.2f}"]
 
     def confidence(self, prediction: MaskPrediction) -> float:
         return self._predictor.confidence(prediction.probabilities)

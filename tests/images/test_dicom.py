@@ -15,7 +15,7 @@ from pydicom.pixels import apply_voi_lut
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from dinomed.datasets.scan.scan import scan
-from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
+from dinomed.images.dicom.spacing import PixelSpacing, read_frame_spacings, read_pixel_spacing
 from dinomed.images.read import IntensityConfig, UnreadableImage, read_header, read_image, read_mask, read_whole
 
 MARKER = "Planted^Marker"
@@ -135,6 +135,36 @@ def region(**elements: Any) -> Dataset:
     for name, value in elements.items():
         setattr(item, name, value)
     return item
+
+
+def test_each_frame_has_its_spacing_and_a_mask_that_of_its_regions(tmp_path: Path) -> None:
+    groups = []
+    for spacing in ([0.3, 0.4], [0.6, 0.8]):
+        measures, group = Dataset(), Dataset()
+        measures.PixelSpacing = spacing
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    spacings = read_frame_spacings(save(tmp_path / "enhanced", PerFrameFunctionalGroupsSequence=groups))
+    assert spacings is not None
+    assert spacings.of(1) == PixelSpacing(0.6, 0.8, "patient")
+    assert spacings.of(2) is None
+
+    names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+    upper = region(**dict(zip(names, (0, 0, 15, 7), strict=True)))
+    lower = region(**dict(zip(names, (0, 8, 15, 11), strict=True)), PhysicalDeltaX=0.05)
+    doppler = region(**dict(zip(names, (0, 12, 15, 13), strict=True)), RegionSpatialFormat=3)
+    spacings = read_frame_spacings(save(tmp_path / "us", SequenceOfUltrasoundRegions=[upper, lower, doppler]))
+    assert spacings is not None
+    expected = {
+        (2, 8): 0.25, (8, 12): 0.5, (0, 0): 0.25,
+        (6, 9): None, (12, 14): None, (7, 13): None, (13, 16): None,  # several scales, spectral, outside
+    }  # fmt: skip
+    for (top, bottom), columns_mm in expected.items():
+        inside = np.zeros((16, 16), np.uint8)
+        inside[top:bottom, 3:9] = 1
+        spacing = spacings.of(5, inside)
+        assert (None if spacing is None else spacing.columns_mm) == columns_mm, (top, bottom)
+    assert spacings.of(5) is None
 
 
 def test_a_spacing_says_where_it_holds(tmp_path: Path) -> None:

@@ -119,17 +119,18 @@ class SegmentWriter(PredictionWriter):
             self.coco.save(out, name, planes, probabilities)
         if not self.single:
             write_label_map(out / file, self.schema.encode(decided))
-            areas = [cell for k in self.schema.reported for cell in self._area_cells(index, int(planes[k].sum()))]
+            areas = [cell for k in self.schema.reported for cell in self._area_cells(index, planes[k])]
             return [name, file, *areas, f"{inside.mean():.6f}", uncertainty]
         write_mask(out / file, decided[0])
         summary = summarize(probabilities[0], inside)
         confidence = None if summary.confidence is None else f"{summary.confidence:.4f}"
-        areas = self._area_cells(index, summary.area_px)
+        areas = self._area_cells(index, inside)
         return [name, file, *areas, f"{summary.area_fraction:.6f}", confidence, uncertainty]
 
-    def _area_cells(self, index: int, pixels: int) -> Row:
-        """Return the area of a mask in pixels, and with `add_areas` in mm² if the spacing is known."""
-        return [pixels] if self.areas is None else [pixels, self.areas.cell(index, pixels)]
+    def _area_cells(self, index: int, inside: np.ndarray) -> Row:
+        """Return the area of a mask (H, W) in pixels, and with `add_areas` in mm² if the spacing is known."""
+        pixels = int(np.count_nonzero(inside))
+        return [pixels] if self.areas is None else [pixels, self.areas.cell(index, inside)]
 
     def sheet_entry(self, row: Row, out: Path) -> SheetEntry:
         cells = dict(zip(self.columns, row[1:], strict=False))

@@ -1,8 +1,11 @@
-"""Distance of neighbouring pixels of a DICOM image in mm, and where it holds."""
+"""Distance of neighbouring pixels of the frames of a DICOM image in mm, and where it holds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom, read_header, reading_dicom
 
@@ -41,6 +44,56 @@ class PixelSpacing:
         return self.plane in ("patient", "ultrasound")
 
 
+@dataclass(frozen=True)
+class UltrasoundRegion:
+    """A region of an ultrasound image.
+
+    Attributes:
+        box: first column, first row, last column and last row, px.
+        scale: distance of rows and of columns in mm; None if the region is not two-dimensional in cm.
+    """
+
+    box: tuple[int, int, int, int]
+    scale: tuple[float, float] | None
+
+
+class FrameSpacings:
+    """The pixel spacings of the frames of a DICOM file.
+
+    Args:
+        frames: spacing of each frame by its functional groups; one value for all frames without such groups.
+        regions: ultrasound regions, which hold for all frames whose spacing is None.
+    """
+
+    def __init__(self, frames: Sequence[PixelSpacing | None], regions: Sequence[UltrasoundRegion] = ()) -> None:
+        self._frames, self._regions = frames, regions
+
+    def of(self, frame: int = 0, inside: np.ndarray | None = None) -> PixelSpacing | None:
+        """Return the spacing of a frame, None if it is not known.
+
+        Args:
+            frame: its number, from 0.
+            inside: mask (H, W) of the pixels for which the spacing is asked. Of regions with several scales the mask
+                may touch those of one scale only, and lies in them; an empty mask has the scale of any region.
+        """
+        number = 0 if len(self._frames) == 1 else frame
+        spacing = self._frames[number] if number < len(self._frames) else None
+        if spacing is not None or not self._regions:
+            return spacing
+        common = _common_scale(self._regions)
+        if common is not None or inside is None:
+            return common
+        outside, touched = inside.astype(bool), list[UltrasoundRegion]()
+        for region in self._regions:
+            left, top, right, bottom = region.box
+            if inside[top : bottom + 1, left : right + 1].any():
+                touched.append(region)
+                outside[top : bottom + 1, left : right + 1] = False
+        if outside.any():
+            return None
+        return _common_scale(touched or [region for region in self._regions if region.scale is not None][:1])
+
+
 def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
     """Return the pixel spacing of the first frame of a file, or None if it has none or is not DICOM.
 
@@ -55,15 +108,33 @@ def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
     Raises:
         UnreadableImage: the file is a damaged DICOM.
     """
+    spacings = read_frame_spacings(path)
+    return None if spacings is None else spacings.of()
+
+
+def read_frame_spacings(path: str | Path) -> FrameSpacings | None:
+    """Return the pixel spacings of the frames of a file by the rules of `read_pixel_spacing`; None if it is not DICOM.
+
+    Raises:
+        UnreadableImage: the file is a damaged DICOM.
+    """
     if not is_dicom(path):
         return None
     with reading_dicom(path) as file:
         elements = read_header(file, _TAGS)
-        for groups in FUNCTIONAL_GROUPS:
-            for group in (elements.get(groups) or [])[:1]:
-                for item in (group.get("PixelMeasuresSequence") or [])[:1]:
-                    elements.update(item)
-        return _spacing(elements)
+        shared, groups = (list(elements.get(name) or []) for name in FUNCTIONAL_GROUPS)
+        common = {name: elements.get(name) for name in _TAGS[:-2]} | _measures(shared[:1])
+        frames = [_spacing(common | _measures([group])) for group in groups or [None]]
+        return FrameSpacings(frames, [_region(region) for region in common["SequenceOfUltrasoundRegions"] or []])
+
+
+def _measures(groups: Sequence[Any]) -> dict[str, Any]:
+    """Return the pixel spacing of functional groups, as an element of the file."""
+    for group in groups:
+        for item in (group.get("PixelMeasuresSequence") or [])[:1] if group is not None else []:
+            if "PixelSpacing" in item:
+                return {"PixelSpacing": item.PixelSpacing}
+    return {}
 
 
 def _spacing(elements: Any) -> PixelSpacing | None:
@@ -74,9 +145,8 @@ def _spacing(elements: Any) -> PixelSpacing | None:
         if imager is not None:
             return PixelSpacing(*pixel, "detector")
         return PixelSpacing(*pixel, "unknown" if elements.get("Modality") in _PROJECTIONS else "patient")
-    regions = elements.get("SequenceOfUltrasoundRegions")
-    if regions:
-        return _ultrasound(regions)
+    if elements.get("SequenceOfUltrasoundRegions"):
+        return None  # the regions hold
     if imager is None:
         return None
     magnification = float(elements.get("EstimatedRadiographicMagnificationFactor") or 0)
@@ -93,16 +163,19 @@ def _pair(values: Any) -> tuple[float, float] | None:
     return (rows, columns) if 0 < rows < _MAX_MM and 0 < columns < _MAX_MM else None
 
 
-def _ultrasound(regions: Any) -> PixelSpacing | None:
-    """Return the common scale of the regions; None if they differ, or one is not two-dimensional with a scale in cm."""
-    scales = []
-    for region in regions:
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        deltas = (region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX"))
-        is_plane = region.get("RegionSpatialFormat") == _TWO_DIMENSIONAL
-        if not is_plane or units != (_CENTIMETRES, _CENTIMETRES) or None in deltas:
-            return None
-        scales.append(_pair([abs(float(delta)) * 10 for delta in deltas]))
+def _region(region: Any) -> UltrasoundRegion:
+    names = ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+    left, top, right, bottom = (max(int(region.get(name) or 0), 0) for name in names)
+    units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+    deltas = (region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX"))
+    is_plane = region.get("RegionSpatialFormat") == _TWO_DIMENSIONAL and units == (_CENTIMETRES, _CENTIMETRES)
+    scale = _pair([abs(float(delta)) * 10 for delta in deltas]) if is_plane and None not in deltas else None
+    return UltrasoundRegion((left, top, right, bottom), scale)
+
+
+def _common_scale(regions: Sequence[UltrasoundRegion]) -> PixelSpacing | None:
+    """Return the scale of regions; None if they differ, or one has none."""
+    scales = [region.scale for region in regions]
     first = scales[0] if scales else None
     if first is None or any(scale is None or not _are_close(scale, first) for scale in scales):
         return None

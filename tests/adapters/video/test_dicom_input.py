@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pydicom.uid import MPEG4HP41
 
 import dinomed
+from dinomed.adapters.tasks.areas import PixelAreas
 from dinomed.adapters.video.request import find_input_videos
 from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.videos import find_videos
@@ -109,5 +110,33 @@ def test_a_video_stream_in_a_dicom_file_is_predicted_as_its_plain_file(tmp_path:
     done = [dinomed.predict(Dark(), path, tmp_path / path.stem) for path in (plain, stream)]
     assert [result.images for result in done] == [12, 12]
     first, second = (tools["only"](tmp_path / path.stem) for path in (plain, stream))
-    assert tools["rows_of"](first) == tools["rows_of"](second)
+    rows = tools["rows_of"](second)
+    assert {row.pop("area_mm2") for row in rows} == {""}  # its file states no spacing
+    assert rows == tools["rows_of"](first)
     assert (first / "mask.avi").read_bytes() == (second / "mask.avi").read_bytes()
+
+
+def test_areas_of_frames_are_those_of_the_spacing_of_each_frame(tmp_path: Path) -> None:
+    groups = []
+    for spacing in (0.5, 2.0, None):
+        measures, group = Dataset(), Dataset()
+        if spacing is not None:
+            measures.PixelSpacing = [spacing, 1.0]
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    video = write_dicom(tmp_path / "in.dcm", [FRAME] * 3, PerFrameFunctionalGroupsSequence=groups, FrameTime=40)
+    dinomed.predict(Dark(), video, tmp_path / "out")
+    rows = tools["rows_of"](tools["only"](tmp_path / "out"))
+    (pixels,) = {int(row["area_px"]) for row in rows}
+    assert pixels > 0
+    assert [row["area_mm2"] for row in rows] == [f"{pixels * 0.5:.2f}", f"{pixels * 2:.2f}", ""]
+    several = Dark("a", "b")
+    dinomed.predict(several, video, tmp_path / "several")
+    rows = tools["rows_of"](tools["only"](tmp_path / "several"))
+    assert rows[0]["area_mm2 b"] == f"{int(rows[0]['area_px b']) * 0.5:.2f}"
+    rule = {"fps": 0, "duplicate_bits": -1, "min_sharpness": 0, "min_tissue": 0, "min_luminance": 0}
+    (tmp_path / "folder").mkdir()
+    video.rename(tmp_path / "folder" / "in.dcm")
+    areas = PixelAreas(dinomed.scan(tmp_path / "folder", videos=True, **rule))
+    mask = np.ones(FRAME.shape, np.uint8)
+    assert [areas.cell(row, mask) for row in range(3)] == [f"{mask.size * 0.5:.2f}", f"{mask.size * 2:.2f}", None]
