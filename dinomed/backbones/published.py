@@ -61,6 +61,7 @@ _FORMATS = {
 }
 _TESTED = {
     "timm/vit_small_patch14_dinov2.lvd142m": "this architecture, random weights, in timm",
+    "YukunZhou/RETFound_mae_natureCFP": "small model of timm, random weights, in the layout of its file",
     "SiyuanYan1/PanDerm": "BEiT of timm, random weights, in the presumed layout of its file",
 }
 """Rows for which it is not a small model of the family."""

@@ -4,40 +4,46 @@ The names in this project are those of official DINOv2. Also known are checkpoin
 ``backbone.``, chunked blocks), official DINOv3, timm, and transformers (the names on disk and those in memory).
 """
 
-import errno
-import pickle
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from dinomed.backbones.config import ViTConfig, grid_side
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.errors import DinomedError, UsageError, system_reason
+from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json
+from dinomed.io.weight_file import read_weight_file
+from dinomed.log import logger
 
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 INDEX_FILE = "model.safetensors.index.json"
 """List of the shards of weights that are kept in several files."""
-
-
-_AGAIN = "copy or download it again"
+TABLES = ("teacher", "state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "student")
+"""Names under which files of trainings keep tables of weights. The first one in this order is used."""
 
 
 def read_weights(path: str | Path) -> State:
     """Read the weights of a file or a folder, under the names of official DINOv2.
 
+    For a file, a note says which of its tables is used, and what is ignored: the other entries of a file that a
+    training wrote, and tensors of heads and decoders.
+
     Raises:
         UsageError, DinomedError: as `read_tensor_table`.
     """
-    return convert(read_tensor_table(path))
+    tensors, used, ignored = _read_table(Path(path))
+    state, rest = _split_backbone(tensors)
+    if rest:
+        ignored = [*ignored, f"{len(rest)} tensors outside the backbone ({_few(rest)})"]
+    if Path(path).is_file() and ignored:
+        place = f"the weights are those of {' in '.join(map(repr, reversed(used)))}; " if used else ""
+        logger.info(f"{path}: {place}ignored: {', '.join(ignored)}")
+    return _convert_names(state)
 
 
 def read_tensor_table(path: str | Path) -> State:
@@ -48,14 +54,18 @@ def read_tensor_table(path: str | Path) -> State:
         UsageError: the file does not exist.
         DinomedError: a file is missing or cut off, is no file of weights, or is a pickle that would run code.
     """
-    path = Path(path)
+    return _read_table(Path(path))[0]
+
+
+def _read_table(path: Path) -> tuple[State, list[str], list[str]]:
+    """Return the tensors, the names of the dictionaries around them, and the names of the entries beside them."""
     if path.is_dir():
         if not (path / FOLDER_FILES[0]).is_file() and (path / INDEX_FILE).is_file():
-            return _read_shards(path)
+            return _read_shards(path), [], []
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
     if not path.is_file():
         raise UsageError(f"weights {path} do not exist")
-    return _unwrap(_read(path), path)
+    return _unwrap(read_weight_file(path), path)
 
 
 def shard_names(index: Path) -> list[str]:
@@ -84,7 +94,7 @@ def _read_shards(folder: Path) -> State:
         )
     state: State = {}
     for name in names:
-        state |= _read(folder / name)
+        state |= read_weight_file(folder / name)
     listed = read_json(folder / INDEX_FILE)["weight_map"]
     lost = [key for key in listed if key not in state]
     if lost:
@@ -94,56 +104,35 @@ def _read_shards(folder: Path) -> State:
     return state
 
 
-def _read(path: Path) -> Any:
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-        if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
-            return load_file(path)
-        if not start.startswith((b"PK", b"\x80")):  # neither a zip archive nor a pickle
-            what = "an empty file" if not start else "not a file of weights (.pth or .safetensors)"
-            raise DinomedError(f"{path}: {what}")
-        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)}); {_AGAIN}") from None
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise DinomedError(
-            f"{path}: refused: it holds more than tensors{f' ({name[1]})' if name else ''}, and reading that may run "
-            "its code; save its state dict as safetensors where you trust it"
-        ) from None
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # torch seeks in a zip archive that is cut off
-            raise DinomedError(f"{path}: cut off or damaged; {_AGAIN}") from None
-        raise DinomedError(f"{path} cannot be read: {system_reason(error)}") from None
-    except DinomedError:
-        raise
-    except Exception as error:  # an unpickler raises any error on damaged bytes
-        why = f"cut off, damaged, or not a file of weights ({_first_sentence(error)})"
-        raise DinomedError(f"{path}: {why}; {_AGAIN}") from None
-
-
-def _first_sentence(error: Exception) -> str:
-    """Return the first sentence of the error of a library, at most 200 characters."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.split(r"\.\s", line)[0].removesuffix(".")[:200]
-
-
-def _unwrap(data: Any, path: Path) -> State:
-    """Return the tensors inside the usual outer dictionaries; the teacher's if there is a student too."""
-    for key in ("teacher", "state_dict", "model"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
-            data = data[key]
-    if not isinstance(data, dict) or not data or not all(isinstance(value, Tensor) for value in data.values()):
+def _unwrap(data: Any, path: Path) -> tuple[State, list[str], list[str]]:
+    """Return what `_read_table` does, of the content of a file."""
+    used: list[str] = []
+    ignored: list[str] = []
+    while isinstance(data, dict) and (key := next((key for key in TABLES if _is_table(data.get(key))), None)):
+        used.append(key)
+        ignored += [repr(name) for name in data if name != key]
+        data = data[key]
+    if not _is_table(data) or not all(isinstance(value, Tensor) for value in data.values()):
         raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
-    return data
+    return data, used, ignored
+
+
+def _is_table(value: Any) -> bool:
+    """Return whether a value is a table of tensors, or holds one under a name of `TABLES`."""
+    if not isinstance(value, dict):
+        return False
+    return any(isinstance(inner, Tensor) for inner in value.values()) or any(
+        _is_table(value.get(key)) for key in TABLES
+    )
 
 
 def convert(state: Mapping[str, Tensor]) -> State:
     """Convert the names of any known library to those of official DINOv2, and values to float32. Unknown names stay, so
     that `differences` can list them."""
-    state = _strip_prefix({str(key): value for key, value in state.items()})
+    return _convert_names(_split_backbone(state)[0])
+
+
+def _convert_names(state: State) -> State:
     if any(key.startswith("embeddings.") for key in state):
         state = _from_transformers(state)
     state = _from_timm(_from_dinov3(_join(state)))
@@ -151,7 +140,7 @@ def convert(state: Mapping[str, Tensor]) -> State:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "dinov2.", "dinov2_with_registers.", "vit.")
+_PREFIXES = ("module.", "_orig_mod.", "teacher.backbone.", "backbone.", "dinov2.", "dinov2_with_registers.", "vit.")
 # heads, decoders, and what is computed from the config
 _HEADS = (
     "head.", "head_dist.", "classifier.", "dino_head.", "ibot_head.", "pooler.", "decoder_", "decoder.", "masked_embed",
@@ -159,20 +148,27 @@ _HEADS = (
 )  # fmt: skip
 
 
-def _inside(state: State, prefix: str) -> State:
-    """Return the entries whose name begins with a prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+def _inside(names: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return the entries whose key begins with a prefix, without it."""
+    return {key.removeprefix(prefix): name for key, name in names.items() if key.startswith(prefix)}
 
 
-def _strip_prefix(state: State) -> State:
-    """Remove prefixes of wrappers, and heads, which are no part of a backbone.
+def _split_backbone(state: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Return the tensors of the backbone, without prefixes of wrappers, and the names of the others (heads, decoders).
 
-    A checkpoint of CAE, such as PanDerm's, holds its backbone under ``encoder.``, beside a teacher and a decoder.
+    A checkpoint of CAE, such as PanDerm's, holds its backbone under ``encoder.``, beside a teacher and a decoder. A
+    checkpoint of a training of DINOv2 holds student and teacher in one table.
     """
+    state = {str(key): value for key, value in state.items()}
+    names = {key: key for key in state}  # a name without prefixes -> the name in the file
     for prefix in _PREFIXES:
-        state = _inside(state, prefix) or state
-    state = _inside(state, "encoder.") if "encoder.patch_embed.proj.weight" in state else state
-    return {key: value for key, value in state.items() if not key.startswith(_HEADS)}
+        names = _inside(names, prefix) or names
+    if "encoder.patch_embed.proj.weight" in names:
+        names = _inside(names, "encoder.")
+    heads = _HEADS if "norm.weight" not in names else (*_HEADS, "fc_norm.")
+    names = {key: name for key, name in names.items() if not key.startswith(heads)}
+    used = set(names.values())
+    return {key: state[name] for key, name in names.items()}, [name for name in state if name not in used]
 
 
 # (pattern of a name of transformers, on disk or in memory; our name)

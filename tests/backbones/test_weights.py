@@ -1,11 +1,14 @@
 """Files of weights: every known format gives the same tensors; damaged, malicious and other files give one line."""
 
+import argparse
 import os
 import pickle
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,6 +18,7 @@ from dinomed.backbones.variants import build_vit
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import build_with_weights, convert, inflate_channels, read_weights
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.weight_file import Omitted, read_weight_file
 
 SMALL = {"embed_dim": 16, "depth": 4, "num_heads": 2, "image_size": 56}
 
@@ -102,6 +106,71 @@ def test_a_pickle_that_would_run_code_is_refused(writer: str, tmp_path: Path) ->
     assert "refused: it holds more than tensors" in str(caught.value)
     assert "mkdir" in str(caught.value) or writer == "pickle"
     assert "\n" not in str(caught.value)
+
+
+class Call:
+    """An object whose pickle calls a function."""
+
+    def __init__(self, function: Callable, *args: object) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def malicious(marker: Path) -> dict[str, tuple[object, str]]:
+    """Pickles that would run code, hidden among arguments of a training, and the name that the refusal must show."""
+    system, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
+    scalar = np.float64(0.5).__reduce__()[0]
+    return {
+        "os.system": (argparse.Namespace(x=Call(os.system, system)), "posix.system"),
+        "eval": (argparse.Namespace(x=Call(eval, code)), "eval"),
+        "exec": (argparse.Namespace(lr=0.1, inner=argparse.Namespace(x=[Call(exec, code)])), "exec"),
+        "open": (argparse.Namespace(x=Call(open, str(marker), "w")), "io.open"),
+        "a path that is a call": (argparse.Namespace(x=Call(type(marker), Call(os.mkdir, str(marker)))), "posix.mkdir"),
+        "a number that is a call": (Call(scalar, np.dtype("f8"), Call(os.mkdir, str(marker))), "posix.mkdir"),
+        "getattr": (Call(getattr, argparse.Namespace(), "x"), "getattr"),
+        "a method of an allowed class": (Call(Path.touch, marker), "getattr"),
+        "another function of numpy": (Call(np.fromfile, "/etc/hostname", "u1"), "numpy.fromfile"),
+        "another class of argparse": (Call(argparse.FileType("w"), str(marker)), "argparse.FileType"),
+    }
+
+
+@pytest.mark.parametrize("kind", malicious(Path()))
+def test_code_hidden_in_the_arguments_of_a_training_is_refused(kind: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "side-effect", tmp_path / "checkpoint.pth"
+    hidden, name = malicious(marker)[kind]
+    torch.save({"model": vit().state_dict(), "args": argparse.Namespace(lr=0.1, hidden=hidden)}, path)
+    allowed = set(torch.serialization.get_safe_globals())
+    with pytest.raises(DinomedError) as caught:
+        read_weights(path)
+    assert not marker.exists()
+    assert "refused: it holds more than tensors" in str(caught.value)
+    assert f"({name})" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_arguments_of_a_training_are_not_built_and_the_permission_ends_with_the_call(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    args = argparse.Namespace(lr=np.float64(0.5), out=tmp_path, steps=np.arange(3))
+    torch.save({"model": vit().state_dict(), "args": args, "numbers": [np.float32(1)]}, path)
+    content = read_weight_file(path)
+    assert type(content["args"]) is Omitted
+    assert not hasattr(content["args"], "__dict__")
+    assert type(content["numbers"][0]) is Omitted
+    assert not {
+        name for entry in torch.serialization.get_safe_globals() if isinstance(entry, tuple) for name in entry[1:]
+    }
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+
+
+def test_files_read_at_once_by_several_threads_are_all_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": vit().state_dict(), "args": argparse.Namespace(values=list(range(2000)))}, path)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({len(state) for state in pool.map(lambda _: read_weights(path), range(40))}) == 1
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
