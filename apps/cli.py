@@ -234,6 +234,8 @@ def command_words(command: list[str], arguments: Mapping[str, Any]) -> list[str]
 
     >>> command_words(["train", "classify"], {"backbone": "runs/ssl", "data": "m.csv", "out": "runs/cls", "seed": 3})
     ['train', 'classify', '--backbone', 'runs/ssl', '--data', 'm.csv', '--output', 'runs/cls', '--seed', '3']
+    >>> command_words(["features"], {"mean": (0.5, 0.25)})
+    ['features', '--mean', '0.5,0.25']
     """
     positional: list[str] = []
     options: list[str] = []
@@ -242,6 +244,8 @@ def command_words(command: list[str], arguments: Mapping[str, Any]) -> list[str]
         if value is None or value is False or value == parameter.default:
             continue
         option = max(parameter.opts, key=len)
+        if isinstance(value, tuple) and not getattr(parameter, "multiple", False):  # numbers with commas between them
+            value = ",".join(map(repr, value))  # every digit: means are part of the fingerprint of a backbone
         values = value if isinstance(value, list | tuple) else [value]
         if parameter.param_type_name == "argument":
             positional += map(str, values)

@@ -68,9 +68,7 @@ def command_line(command: list[str], arguments: Mapping[str, Any]) -> str | None
 
 
 def _value(value: Any) -> Any:
-    """Return a value as the command line takes it: no path looks like an option, and a tuple is one list of numbers."""
-    if isinstance(value, tuple):
-        return ",".join(map(repr, value))  # every digit: means and standard deviations are part of the fingerprint
+    """Return a value as the command line takes it: no path looks like an option."""
     if isinstance(value, list):
         return [_value(item) for item in value]
     return f"./{value}" if isinstance(value, Path) and str(value).startswith("-") else value

@@ -85,6 +85,11 @@ def resolve_config(
     by_features, teacher_of_run = config.distill.method == "features", None
     if teacher is None and by_features:
         raise UsageError("distill.method=features needs a teacher; use dinomed distill --teacher, or method: heads")
+    if not by_features and (config.distill.mean is not None or config.distill.std is not None):
+        raise UsageError(
+            "`mean` and `std` are for a teacher whose files name none, with distill.method=features; a run records its "
+            "own, so leave them out"
+        )
     if teacher is not None:
         teacher_of_run = read_feature_teacher(teacher, config, fetch=fetch) if by_features else read_teacher(teacher)
         resolved = fit_to_teacher(resolved, teacher_of_run)
@@ -161,10 +166,11 @@ def read_feature_teacher(name: Path, config: PretrainConfig, *, fetch: bool = Tr
     """Read a teacher whose features are to be matched.
 
     Args:
-        name: a run folder, a backbone folder, or the name of a released backbone.
+        name: a run folder, or the folder, file or name of a backbone.
         fetch: whether released weights may be downloaded. If not, they are on the meta device.
     """
-    initialisation = InitialisationConfig(weights=str(name), file=config.distill.file)
+    distill = config.distill
+    initialisation = InitialisationConfig(weights=str(name), file=distill.file, mean=distill.mean, std=distill.std)
     teacher = read_initialisation(initialisation, fetch=fetch, with_heads=False)
     assert teacher is not None
     weights = {f"backbone.{key}": tensor for key, tensor in teacher.vit.state_dict().items()}

@@ -1,5 +1,6 @@
 """Pretraining of backbones, and distillation of a large one into a small one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ def pretrain(
     settings: Settings | None = None,
     start: FolderLike | None = None,
     weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     phase: str | None = None,
     seed: int | None = None,
     resume: bool = False,
@@ -44,8 +47,11 @@ def pretrain(
         out: run folder to write.
         steps: optimizer steps; None for `run.steps` of the config.
         settings: settings that override the config, such as ``{"run.batch_size": 32}``.
-        start: weights to start from: a run folder or its result, a backbone folder, or the name of a released backbone.
+        start: weights to start from: a run folder or its result, the folder or file of a backbone, or the name of one.
         weights: file with the weights of a backbone that `start` names.
+        mean: mean of each channel in 0 to 1, for weights of `start` that name none; see `load_backbone`. The run and
+            its backbone record it.
+        std: standard deviation of each channel, likewise.
         phase: ``"highres"`` for the short phase with crops of 518 px, after `start`.
         seed: `run.seed` of the config.
         resume: continue an interrupted run in `out`.
@@ -67,7 +73,10 @@ def pretrain(
         (2, 128)
     """
     check_resume(resume, overwrite)
-    resolved = _load_config(config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed)
+    resolved = _load_config(
+        config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed, start__mean=mean,
+        start__std=std,
+    )  # fmt: skip
     from dinomed.pretrain.trainer import pretrain as train_backbone  # takes seconds, so after the check of the config
 
     return train_backbone(
@@ -84,6 +93,8 @@ def distill(
     *,
     steps: int | None = None,
     settings: Settings | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     seed: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -97,11 +108,14 @@ def distill(
         config: YAML file of the student, or a name in configs/pretrain such as ``"distill_vits"``. The prototypes and
             the normalisation come from the teacher.
         teacher: run folder of the large model, or its result; it is not changed. With the setting
-            ``distill.method="features"`` also a backbone folder or the name of a released backbone.
+            ``distill.method="features"`` also the folder, file or name of a backbone.
         data: a manifest or a folder. The split train is used, and images without a split.
         out: run folder to write.
         steps: optimizer steps; None for `run.steps` of the config.
         settings: settings that override the config.
+        mean: mean of each channel in 0 to 1, for a teacher whose files name none; see `load_backbone`. The student
+            has the statistics of its teacher.
+        std: standard deviation of each channel, likewise.
         seed: `run.seed` of the config.
         resume: continue an interrupted run in `out`.
         overwrite: replace an earlier run in `out`.
@@ -124,7 +138,7 @@ def distill(
         1
     """
     check_resume(resume, overwrite)
-    resolved = _load_config(config, settings, steps=steps, seed=seed)
+    resolved = _load_config(config, settings, steps=steps, seed=seed, distill__mean=mean, distill__std=std)
     from dinomed.pretrain.trainer import pretrain as train_backbone
 
     return train_backbone(
@@ -155,6 +169,8 @@ def plan_pretraining(
     settings: Settings | None = None,
     start: FolderLike | None = None,
     weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     phase: str | None = None,
     seed: int | None = None,
     num_processes: int = 1,
@@ -168,11 +184,13 @@ def plan_pretraining(
     Args:
         config: as in `pretrain`.
         data: as in `pretrain`.
-        teacher: run folder of the large model of a distillation, or its result.
+        teacher: teacher of a distillation, as in `distill`.
         steps: as in `pretrain`; `settings`, `start`, `weights`, `phase` and `seed` too.
         settings: settings that override the config.
         start: weights to start from.
         weights: file with the weights of a backbone that `start` names.
+        mean: mean of each channel of the weights of `start`, or of the teacher, whose files name none.
+        std: standard deviation of each channel, likewise.
         phase: ``"highres"`` or None.
         seed: `run.seed` of the config.
         num_processes: number of processes (devices) of the run.
@@ -195,7 +213,11 @@ def plan_pretraining(
     from dinomed.pretrain.monitoring.cost_estimate import estimate
     from dinomed.pretrain.resolve import resolve_config
 
-    loaded = _load_config(config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed)
+    section = "start" if teacher is None else "distill"
+    loaded = _load_config(
+        config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed,
+        **{f"{section}__mean": mean, f"{section}__std": std},
+    )  # fmt: skip
     run = resolve_config(
         loaded, _source(data), fetch=False, teacher=None if teacher is None else folder_path(teacher),
         fixed=_fixed_names(settings, steps),
@@ -218,13 +240,18 @@ def _load_config(
     weights: PathLike | None = None,
     phase: str | None = None,
     seed: int | None,
+    **statistics: Sequence[float] | None,
 ) -> "PretrainConfig":
-    """Return the config of a file or a name, with overrides and the settings of a phase."""
+    """Return the config of a file or a name, with overrides and the settings of a phase.
+
+    `statistics` are the settings `mean` and `std` of the weights (``start__mean``) or of the teacher.
+    """
     from dinomed.pretrain.config import load_pretrain_config
 
     overrides = override_list(
         settings, run__steps=steps, run__seed=seed, start__weights=None if start is None else str(folder_path(start)),
         start__file=None if weights is None else str(weights),
+        **{name: None if values is None else list(values) for name, values in statistics.items()},
     )  # fmt: skip
     path = config_path(config, "pretrain")
     assert path is not None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from dinomed.apps.options import Data, Device, Json, Output, Overwrite, Quiet, Resume
+from dinomed.apps.options import Data, Device, Json, Mean, Output, Overwrite, Quiet, Resume, Std
 
 if TYPE_CHECKING:
     from dinomed.apps.api.pretraining import PretrainingPlan
@@ -25,9 +25,11 @@ def pretrain(
     out: Output,
     settings: Overrides = None,
     start: Annotated[
-        str | None, Option("--from", help="Initial weights: a run folder, a backbone folder, or a released name.")
+        str | None, Option("--from", help="Initial weights: a run folder, or the folder, file or name of a backbone.")
     ] = None,
     weights: Annotated[Path | None, Option("--weights", help="File with the weights of that released name.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     phase: Annotated[str | None, Option("--phase", help="highres: crops of 518 px; needs --from RUN.")] = None,
     seed: Seed = None,
     resume: Resume = False,
@@ -53,6 +55,8 @@ def distill(
     data: Data,
     out: Output,
     settings: Overrides = None,
+    mean: Mean = None,
+    std: Std = None,
     seed: Seed = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

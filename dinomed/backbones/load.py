@@ -174,8 +174,7 @@ def _freeze(
     elif not loaded.known_statistics:
         logger.warning(
             f"{name}: its files name no mean and std; assumed are mean {_numbers(preprocessing.mean)} and std "
-            f"{_numbers(preprocessing.std)}; give those of its pretraining by `mean` and `std` (a command without them "
-            "takes the folder that `dinomed export --format safetensors` writes with them)"
+            f"{_numbers(preprocessing.std)}; give those of its pretraining by `mean` and `std`"
         )
     stated = statistics is not None or not loaded.known_statistics
     return FrozenBackbone(loaded.model, preprocessing.model_copy(update=square), name, source, stated_statistics=stated)

@@ -127,8 +127,12 @@ class TeacherConfig(Config):
 class InitialisationConfig(Config):
     """Initial weights of a run; random if `weights` is not set."""
 
-    weights: str | None = Field(None, description="a run folder, a backbone folder, or the name of a released backbone")
+    weights: str | None = Field(None, description="a run folder, the folder, file or name of a backbone")
     file: str | None = Field(None, description="a file with the weights of that name, instead of a download")
+    mean: tuple[float, ...] | None = Field(
+        None, description="mean of each channel, 0 to 1, with which the weights were trained, for files that name none"
+    )
+    std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel, likewise")
     warmup: float | None = Field(
         None, ge=0, le=1, description="fraction of the run in which only heads and mask token learn; 1: the whole run. "
         "Default: 0.1 if the heads are new, 0 if they are among the weights"
@@ -154,6 +158,10 @@ class DistillationConfig(Config):
     file: str | None = Field(
         None, description="features: a file with the weights of the teacher that --teacher names, instead of a download"
     )
+    mean: tuple[float, ...] | None = Field(
+        None, description="features: mean of each channel, 0 to 1, of a teacher whose files name none"
+    )
+    std: tuple[float, ...] | None = Field(None, description="features: standard deviation of each channel, likewise")
     loss: Literal["mse", "cosine"] = Field(
         "mse", description="features: mean squared error, or 1 - cosine similarity, of projected and teacher's tokens"
     )

@@ -66,19 +66,25 @@ def read_initialisation(
         with_heads: whether the checkpoint of a run folder is read too; without it the backbone alone is read.
 
     Raises:
-        UsageError: the backbone does not exist.
+        UsageError: the backbone does not exist, or it records another mean and std than the config.
         DinomedError: a file is damaged.
     """
     name = config.weights
     if name is None:
         if config.file is not None:
             raise UsageError(f"start.file {config.file} needs start.weights, the name of its architecture")
+        if config.mean is not None or config.std is not None:
+            raise UsageError(
+                "`mean` and `std` are those of the initial weights; name these with `start`, or, without initial "
+                "weights, set `mean` and `std` in the config"
+            )
         return None
-    if not fetch and config.file is None and name in VARIANTS and VARIANTS[name].release is not None:
+    stated = config.mean is not None or config.std is not None
+    if not fetch and config.file is None and not stated and name in VARIANTS and VARIANTS[name].release is not None:
         with torch.device("meta"):
             vit = VisionTransformer(VARIANTS[name].config())
         return Initialisation(vit, Preprocessing(), {})
-    backbone = load_backbone(name, weights=config.file)
+    backbone = load_backbone(name, weights=config.file, mean=config.mean, std=config.std)
     return Initialisation(backbone.vit, backbone.preprocessing, _read_run_weights(Path(name)) if with_heads else {})
 
 
