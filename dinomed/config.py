@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from dinomed.errors import UsageError, did_you_mean, first_line
+from dinomed.errors import UsageError, did_you_mean, first_line, system_reason
 
 MAX_BYTES = 1_000_000  # a larger file is a mistake or an attack
 C = TypeVar("C", bound="Config")
@@ -143,18 +143,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return _read_chain(Path(path), ())
 
 
+def _read_text(path: Path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(MAX_BYTES + 1)  # a device has no size and no end
+    except FileNotFoundError:
+        raise UsageError(f"config {path} does not exist") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"config {path} is not UTF-8 text; give a YAML file, saved in UTF-8") from None
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {system_reason(error)}") from None
+
+
 def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     try:
         resolved = path.resolve()
         if resolved in chain:
             raise UsageError(f"{path}: the `base:` keys form a loop; remove one")
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_BYTES + 1)  # a device has no size and no end
-    except FileNotFoundError:
-        raise UsageError(f"config {path} does not exist") from None
-    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8; a NUL in the name; a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; a loop of links
         raise UsageError(f"config {path} cannot be read: {error}") from None
-    data = parse_yaml(text, str(path))
+    data = parse_yaml(_read_text(path), str(path))
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -209,6 +217,15 @@ def build_config(cls: type[C], data: Mapping[str, Any], source: str) -> C:
         lines = [_explain(cls, problem) for problem in error.errors()]
         suffix = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
         raise UsageError(f"{source}: " + "; ".join(lines[:3]) + suffix) from None
+
+
+def read_saved_config(cls: type[C], path: Path) -> C:
+    """Read a config that `to_yaml` wrote, without a `base`.
+
+    Raises:
+        UsageError: the file does not exist, is damaged, or has other keys than `cls`.
+    """
+    return build_config(cls, parse_yaml(_read_text(path), str(path)), str(path))
 
 
 def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] = ()) -> C:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.backbones.config import ViTConfig
-from dinomed.config import build_config, flatten_settings, merge, parse_yaml
+from dinomed.config import build_config, flatten_settings, merge, read_saved_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
@@ -154,7 +154,7 @@ def read_teacher(folder: Path) -> Teacher:
             "distill.method=features, or fit them first with the backbone frozen: "
             f"dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
         )
-    config = build_config(PretrainConfig, parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    config = read_saved_config(PretrainConfig, path)
     if not config.objective.head_names:
         raise UsageError(f"teacher {folder} was trained without heads; set distill.method=features")
     prefix = "teacher."

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dinomed.backbones.load import RUN_BACKBONE, RUN_CHECKPOINTS, RUN_RECORD
-from dinomed.config import Config, build_config, flatten_settings, parse_yaml, to_yaml
+from dinomed.config import Config, flatten_settings, read_saved_config, to_yaml
 from dinomed.errors import UsageError
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.io.files import read_json, write_json, write_text
@@ -110,8 +110,7 @@ def write_record(folder: Path, config: Config, data: dict[str, Any], **entries: 
 
 def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:
     """Raise if the run in `folder` has other settings or images than the run that is to resume it."""
-    path = folder / CONFIG_FILE
-    old_config = build_config(type(config), parse_yaml(path.read_text(encoding="utf-8"), str(path)), str(path))
+    old_config = read_saved_config(type(config), folder / CONFIG_FILE)
     before, now = flatten_settings(old_config), flatten_settings(config)
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"

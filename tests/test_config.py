@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dinomed.config import Config, build_config, load_config, parse_yaml, read_yaml, to_yaml
+from dinomed.config import Config, build_config, load_config, parse_yaml, read_saved_config, read_yaml, to_yaml
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
 
@@ -130,6 +130,18 @@ def test_a_base_with_a_nul_in_its_name_and_a_device_end_in_one_line(tmp_path: Pa
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(UsageError, match="larger than"):
         read_yaml("/dev/zero")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", "run: {}".encode("utf-16"), "# Größe".encode("latin-1")])
+def test_a_file_that_is_no_text_ends_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    for read in (read_yaml, lambda file: read_saved_config(PretrainConfig, file)):
+        with pytest.raises(UsageError) as caught:
+            read(path)
+        assert str(caught.value) == f"config {path} is not UTF-8 text; give a YAML file, saved in UTF-8"
+    with pytest.raises(UsageError, match=r"config .* cannot be read: Is a directory$"):
+        read_yaml(tmp_path)
 
 
 def test_true_is_no_number() -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.output_folder import locked
 from dinomed.log import logger
 
@@ -83,8 +83,10 @@ def choose_address(
 def _read_login(path: Path) -> tuple[str, str]:
     try:
         user, _, password = path.read_text(encoding="utf-8").strip().partition(":")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--login {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--login {path} is not UTF-8 text; expected one line, USER:PASSWORD") from None
+    except OSError as error:
+        raise UsageError(f"--login {path} cannot be read: {system_reason(error)}") from None
     if not user or not password or "\n" in password:
         raise UsageError(f"--login {path}: expected one line, USER:PASSWORD")
     return user, password

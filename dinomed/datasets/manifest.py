@@ -260,7 +260,8 @@ def _read_parquet(path: Path) -> tuple[pa.Table, str | None]:
     try:
         table = read_parquet(path, path)
     except (pa.ArrowException, OSError) as error:
-        raise DinomedError(f"manifest {path} is damaged or cut off ({first_line(error)})") from None
+        remedy = "scan the images again, or copy it again"
+        raise DinomedError(f"manifest {path} is damaged or cut off ({first_line(error)}); {remedy}") from None
     root_bytes = (table.schema.metadata or {}).get(_ROOT)
     try:
         root = None if root_bytes is None else root_bytes.decode()
@@ -282,6 +283,8 @@ def _only_root(path: Path, roots: set[Any]) -> str | None:
 
 def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
     """Return the table and the root that it names, by default the folder of the CSV."""
+    if path.suffix.lower() == ".parquet":
+        raise UsageError(f"manifest {path} is damaged or no Parquet file; scan the images again, or copy it again")
     names, rows = read_csv(path)
     columns: dict[str, list[str | None]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     roots = set(columns.pop("root", [])) if "sha256" in columns else set()

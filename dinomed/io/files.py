@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dinomed.errors import DinomedError, system_reason
+from dinomed.errors import DinomedError, first_line, system_reason
 
 
 @contextmanager
@@ -92,16 +92,28 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def read_json(path: str | Path) -> Any:
-    """Read JSON.
+def read_json(path: str | Path, remedy: str = "copy it again, or write it again") -> Any:
+    """Read JSON in UTF-8.
+
+    Args:
+        remedy: end of the message if the content is no JSON.
 
     Raises:
-        DinomedError: the file is missing, truncated or no JSON.
+        DinomedError: the file is missing, cut off, no text or no JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DinomedError(f"{path} cannot be read: {error}") from None
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DinomedError(f"{path} cannot be read: {system_reason(error)}") from None
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    except json.JSONDecodeError as error:
+        reason = f"not valid JSON, line {error.lineno}: {error.msg}" if error.doc.strip() else "it is empty"
+    except RecursionError:
+        reason = "its values are nested too deeply"
+    except ValueError as error:  # such as a number of more than 4300 digits
+        reason = f"not valid JSON ({first_line(error)})"
+    raise DinomedError(f"{path} cannot be read: {reason}; {remedy}")
 
 
 def sha256_file(path: str | Path) -> str:

@@ -178,7 +178,10 @@ def test_errors_name_the_file_and_the_remedy(tmp_path: Path) -> None:
     ):
         read_manifest(tmp_path / "labels.csv")
     (tmp_path / "binary.parquet").write_bytes(b"\x89PNG\xff\xfe\x00")
-    with pytest.raises(UsageError, match="not UTF-8"):
+    (tmp_path / "binary.csv").write_bytes(b"\x89PNG\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"binary.csv is not UTF-8 text; save the table as CSV in UTF-8"):
+        read_manifest(tmp_path / "binary.csv")
+    with pytest.raises(UsageError, match=r"binary.parquet is damaged or no Parquet file; scan the images again"):
         read_manifest(tmp_path / "binary.parquet")
     values = columns(["a.png"])
     values["heigth"] = values.pop("height")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.coco.rle import Runs, check_runs, parse_runs
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import MAX_PIXELS
 from dinomed.io.files import read_json
 
@@ -65,9 +65,9 @@ def read_annotations(path: Path, *, outlines: bool = True) -> CocoAnnotations:
     if path.stat().st_size > MAX_BYTES:
         raise UsageError(f"COCO file {path} is larger than {MAX_BYTES >> 30} GiB; split it")
     try:
-        data = read_json(path)
+        data = read_json(path, "give an annotation file in the COCO format: JSON in UTF-8, not compressed")
     except DinomedError as error:
-        raise UsageError(f"COCO file {first_line(error, 300)}") from None
+        raise UsageError(f"COCO file {error}") from None
     lists = ("images", "annotations", "categories") if outlines else ("images", "categories")
     if not isinstance(data, dict) or not all(isinstance(data.get(name), list) for name in lists):
         hint = " (it holds results alone)" if isinstance(data, list) else ""

@@ -1,6 +1,7 @@
 """`scan --coco`: masks are those that pycocotools draws; a damaged file gives one line and leaves nothing."""
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -222,16 +223,42 @@ def test_a_damaged_file_gives_one_line_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations.json", "data"]
 
 
+REMEDY = "; give an annotation file in the COCO format: JSON in UTF-8, not compressed"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("no JSON", "COCO file .* cannot be read"), ("[" * 100_000, "cannot be read"), ("[]", "it holds results alone")],
+    ("content", "message"),
+    [
+        (b"no JSON", f"not valid JSON, line 1: Expecting value{REMEDY}"),
+        (b'{"images": [],\n"annotations" []}', f"not valid JSON, line 2: Expecting ':' delimiter{REMEDY}"),
+        (b"\n", f"it is empty{REMEDY}"),
+        (b"\x89PNG\r\n\x1a\n\0\0", f"it is not UTF-8 text{REMEDY}"),
+        (gzip.compress(b"{}"), f"it is not UTF-8 text{REMEDY}"),
+        ('{"images": []}'.encode("utf-16"), f"it is not UTF-8 text{REMEDY}"),
+        (b"[" * 100_000, f"its values are nested too deeply{REMEDY}"),
+        (b"1" * 5000, "not valid JSON (Exceeds the limit"),
+        (b"[]", "it holds results alone"),
+    ],
+    ids=["no JSON", "cut", "empty", "a picture", "compressed", "UTF-16", "deep", "a long number", "results"],
 )
-def test_another_file_is_refused(images: Path, write: Write, tmp_path: Path, text: str, message: str) -> None:
+def test_another_file_is_refused(images: Path, tmp_path: Path, content: bytes, message: str) -> None:
     pytest.importorskip("pycocotools")
-    with pytest.raises(UsageError, match=message) as caught:
-        dinomed.scan(images, coco=write(text), out=tmp_path / "m.parquet")
+    file = tmp_path / "annotations.json"
+    file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        dinomed.scan(images, coco=file, out=tmp_path / "m.parquet")
+    assert message in str(caught.value)
+    assert str(caught.value).startswith((f"COCO file {file} cannot be read: ", f"{file} is no COCO file"))
     assert "\n" not in str(caught.value)
+    assert "codec" not in str(caught.value)
     assert not (tmp_path / "m.coco").exists()
+
+
+def test_a_byte_order_mark_is_skipped(images: Path, content: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    file = write(content)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert dinomed.scan(images, coco=file, out=tmp_path / "m.parquet")
 
 
 def test_options_that_contradict_annotations_are_refused(images: Path, tmp_path: Path) -> None:
