@@ -3,13 +3,14 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-pytest.importorskip("albumentations")
+pytestmark = pytest.mark.skipif(find_spec("albumentations") is None, reason="albumentations is not installed")
 SIZE = "96x72"
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ import pytest
 from dinomed.loggers.group import LoggerGroup
 from dinomed.loggers.logger import LoggedRun
 
-pytest.importorskip("mlflow")
-pytest.importorskip("sqlalchemy")
-pytest.importorskip("alembic")
+PACKAGES = ("mlflow", "sqlalchemy", "alembic")
+pytestmark = pytest.mark.skipif(not all(map(find_spec, PACKAGES)), reason=f"one of {PACKAGES} is not installed")
 
 
 def open_store(folder: Path, opening: int) -> tuple[Any, Any]:

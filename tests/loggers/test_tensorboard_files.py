@@ -3,6 +3,7 @@
 import platform
 import socket
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from dinomed.loggers.group import LoggerGroup
 from dinomed.loggers.logger import LoggedRun
 
-pytest.importorskip("tensorboard")
+pytestmark = pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
 
 
 def read_events(folder: Path) -> Any:

@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from dinomed.loggers.group import LoggerGroup
 from dinomed.loggers.logger import LoggedRun
 
-pytest.importorskip("wandb")
+pytestmark = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 _BLOCK, _HEADER = 32768, 7  # bytes; of the file and of each of its blocks
 
 

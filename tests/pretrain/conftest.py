@@ -1,5 +1,6 @@
 """A pretraining run small enough for a test: two blocks, 40 synthetic images."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,20 @@ def tiny() -> Callable[..., PretrainConfig]:
     return lambda **changes: build_config(PretrainConfig, merge(TINY, changes), "tiny")
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., PretrainConfig], pictures: Path) -> Path:
+    """The folder of a finished run of 6 steps of the tiny config. Read-only."""
+    from dinomed.pretrain.trainer import pretrain
+
+    return pretrain(tiny(), pictures, tmp_path_factory.mktemp("finished") / "run", device="cpu").folder
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
 @pytest.fixture
 def resumed_equals(pictures: Path, tmp_path: Path) -> Callable[[PretrainConfig, Any], bool]:
     """Return whether a run that lost its last checkpoint and was resumed gives the weights of the unbroken one."""
@@ -39,8 +54,7 @@ def resumed_equals(pictures: Path, tmp_path: Path) -> Callable[[PretrainConfig, 
     from dinomed.pretrain.trainer import pretrain
 
     def compare(config: PretrainConfig, whole: Any) -> bool:
-        cut = tmp_path / "cut"
-        pretrain(config, pictures, cut, device="cpu")
+        cut = shutil.copytree(whole.folder, tmp_path / "cut")
         (cut / "checkpoints" / "step_00000006" / "state.json").unlink()
         pretrain(config, pictures, cut, device="cpu", resume=True)
         first, second = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))

@@ -24,20 +24,6 @@ from dinomed.pretrain.trainer import pretrain
 Tiny = Callable[..., PretrainConfig]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "run"
-    pretrain(tiny(), pictures, out, device="cpu")
-    return out
-
-
-@pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run of 6 steps."""
-    shutil.copytree(finished, tmp_path / "run")
-    return tmp_path / "run"
-
-
 def assert_backbone_is_of_the_checkpoint(run: Path) -> None:
     newest = list_checkpoints(run / "checkpoints")[-1]
     teacher = read_whole(newest, "model.teacher.backbone.")
@@ -49,24 +35,26 @@ def assert_backbone_is_of_the_checkpoint(run: Path) -> None:
         assert torch.equal(state[name], tensor), name
 
 
-def test_the_training_index_holds_the_training_images_and_no_others(run: Path, tiny: Tiny, pictures: Path) -> None:
+def test_the_training_index_holds_the_training_images_and_no_others(
+    finished_copy: Path, tiny: Tiny, pictures: Path
+) -> None:
     manifest = read_manifest(pictures)
     train, _ = select_images(manifest, 4, 2)
     assert 0 < len(train) < len(manifest)
-    seen = read_training_index(run)
+    seen = read_training_index(finished_copy)
     assert seen.sha256 == sorted(train.column("sha256"))
     assert seen.readable.all()
 
 
-def test_a_resume_writes_a_missing_or_damaged_training_index(run: Path, tiny: Tiny, pictures: Path) -> None:
-    whole = (run / "seen.parquet").read_bytes()
-    before = (run / "seen.parquet").stat().st_mtime_ns
-    pretrain(tiny(), pictures, run, device="cpu", resume=True)
-    assert (run / "seen.parquet").stat().st_mtime_ns == before  # not written again
+def test_a_resume_writes_a_missing_or_damaged_training_index(finished_copy: Path, tiny: Tiny, pictures: Path) -> None:
+    whole = (finished_copy / "seen.parquet").read_bytes()
+    before = (finished_copy / "seen.parquet").stat().st_mtime_ns
+    pretrain(tiny(), pictures, finished_copy, device="cpu", resume=True)
+    assert (finished_copy / "seen.parquet").stat().st_mtime_ns == before  # not written again
     for harm in (b"", whole[:100]):
-        (run / "seen.parquet").write_bytes(harm)
-        pretrain(tiny(), pictures, run, device="cpu", resume=True)
-        assert (run / "seen.parquet").read_bytes() == whole
+        (finished_copy / "seen.parquet").write_bytes(harm)
+        pretrain(tiny(), pictures, finished_copy, device="cpu", resume=True)
+        assert (finished_copy / "seen.parquet").read_bytes() == whole
 
 
 def test_a_training_index_that_cannot_be_written_does_not_end_the_run(
@@ -83,18 +71,20 @@ def test_a_training_index_that_cannot_be_written_does_not_end_the_run(
 
 
 @pytest.mark.parametrize("harm", ["missing", "older", "cut off"])
-def test_a_resume_writes_the_backbone_of_the_checkpoint(run: Path, tiny: Tiny, pictures: Path, harm: str) -> None:
+def test_a_resume_writes_the_backbone_of_the_checkpoint(
+    finished_copy: Path, tiny: Tiny, pictures: Path, harm: str
+) -> None:
     """A kill between writing the two leaves the new checkpoint and the old backbone."""
-    backbone = run / "backbone"
+    backbone = finished_copy / "backbone"
     if harm == "cut off":
         weights = backbone / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-10])
     else:
         shutil.rmtree(backbone)
     if harm == "older":
-        shutil.copytree(run / "untrained", backbone)
-    pretrain(tiny(), pictures, run, device="cpu", resume=True)
-    assert_backbone_is_of_the_checkpoint(run)
+        shutil.copytree(finished_copy / "untrained", backbone)
+    pretrain(tiny(), pictures, finished_copy, device="cpu", resume=True)
+    assert_backbone_is_of_the_checkpoint(finished_copy)
 
 
 def test_a_resume_completes_a_run_killed_between_checkpoint_and_backbone(

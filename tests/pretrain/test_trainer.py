@@ -111,24 +111,20 @@ def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint(
 
 
 def test_a_truncated_checkpoint_is_skipped_with_a_warning(
-    tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, finished_copy: Path, tiny: Tiny, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for run in (whole, cut):
-        pretrain(tiny(), pictures, run, device="cpu")
-    newest = list_checkpoints(cut / "checkpoints")[-1] / "tensors.safetensors"
+    newest = list_checkpoints(finished_copy / "checkpoints")[-1] / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
-    pretrain(tiny(), pictures, cut, device="cpu", resume=True)
+    pretrain(tiny(), pictures, finished_copy, device="cpu", resume=True)
     assert "damaged" in capsys.readouterr().err
-    assert_same(whole, cut)
+    assert_same(finished, finished_copy)
 
 
-def test_a_resume_with_other_settings_or_images_is_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
-    pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+def test_a_resume_with_other_settings_or_images_is_refused(finished_copy: Path, tiny: Tiny, pictures: Path) -> None:
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001 -> 0\.002"):
-        pretrain(tiny(optimizer={"lr": 2e-3}), pictures, tmp_path / "run", device="cpu", resume=True)
+        pretrain(tiny(optimizer={"lr": 2e-3}), pictures, finished_copy, device="cpu", resume=True)
     with pytest.raises(UsageError, match="use `resume=True`"):
-        pretrain(tiny(), pictures, tmp_path / "run", device="cpu")
+        pretrain(tiny(), pictures, finished_copy, device="cpu")
 
 
 def test_two_runs_cannot_share_a_folder(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:

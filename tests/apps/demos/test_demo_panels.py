@@ -208,11 +208,10 @@ def test_examples_are_refused_where_no_colour_picture_can_be_taken(page: Callabl
 
 
 def test_a_classifier_and_an_index_that_read_differently_are_refused(
-    page: Callable[..., Any], bands: Path, tmp_path: Path, lesion_manifest: Path, tiny_backbone: Path
+    page: Callable[..., Any], bands: Path, user_folder: Path
 ) -> None:
-    cls = train("classify", tmp_path / "cls", tiny_backbone, lesion_manifest)
     with pytest.raises(launch.UsageError, match="read pictures differently"):
-        page(classify=cls, index=bands / "idx", retrieve=False)
+        page(classify=user_folder / "cls", index=bands / "idx", retrieve=False)
 
 
 def test_of_several_classes_one_is_outlined_or_any(page: Callable[..., Any], bands: Path) -> None:

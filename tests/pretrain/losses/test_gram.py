@@ -180,7 +180,7 @@ def test_the_steps_of_a_refresh() -> None:
     assert [step for step in range(100) if never.is_gram_refresh(step, 100)] == [50]
 
 
-@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("scale", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_with_it_resumes_exactly_and_can_be_a_teacher(
     scale: int, resumed_equals: Callable[..., bool], tiny: Tiny, pictures: Path, tmp_path: Path
 ) -> None:

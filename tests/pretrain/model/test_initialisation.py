@@ -20,13 +20,6 @@ Tiny = Callable[..., PretrainConfig]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny, pictures: Path) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "ssl"
-    pretrain(tiny(run={"steps": 3}), pictures, out, device="cpu")
-    return out
-
-
 def begin(config: PretrainConfig) -> TrainStep:
     initialisation = read_initialisation(config.start)
     return TrainStep(fit_to_initialisation(config, initialisation), CPU, initialisation)
@@ -35,7 +28,7 @@ def begin(config: PretrainConfig) -> TrainStep:
 def test_the_weights_of_a_run_contain_its_heads(tiny: Tiny, finished: Path) -> None:
     train_step = begin(tiny(start={"weights": str(finished)}))
     assert train_step.config.start.warmup == 0
-    kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
+    kept = load_file(next((finished / "checkpoints").glob("step_00000006")) / "tensors.safetensors")
     for name, tensor in train_step.model.state_dict().items():
         assert torch.equal(tensor, kept[f"model.{name}"]), name
 
@@ -48,7 +41,7 @@ def test_heads_have_the_shapes_of_the_checkpoint_whatever_the_config_says(
     train_step = begin(tiny(start={"weights": str(finished)}, objective=other_heads))
     assert "with its heads" in capsys.readouterr().err
     assert train_step.config.start.warmup == 0
-    kept = load_file(next((finished / "checkpoints").glob("step_00000003")) / "tensors.safetensors")
+    kept = load_file(next((finished / "checkpoints").glob("step_00000006")) / "tensors.safetensors")
     for name, tensor in train_step.model.state_dict().items():
         assert torch.equal(tensor, kept[f"model.{name}"]), name
 

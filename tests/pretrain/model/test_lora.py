@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from dinomed.pretrain.trainer import pretrain
 Tiny = Callable[..., PretrainConfig]
 LORA = {"lora": {"rank": 2, "alpha": 4, "targets": ["qkv", "proj", "fc1", "fc2"]}}
 
-pytest.importorskip("peft")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
 
 
 @pytest.fixture(scope="module")
