@@ -196,7 +196,7 @@ def map_images(
     """
     arguments = locals()
     from dinomed.apps.api.show.maps import show_map
-    from dinomed.apps.ending import free_path, print_end
+    from dinomed.apps.ending import MAP_OPTIONS, free_path, print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.notice import RESEARCH_USE
 
@@ -206,14 +206,7 @@ def map_images(
         "note": RESEARCH_USE,
     }  # fmt: skip
     emit(report, as_json)
-    map_options = {
-        "data": data,
-        "backbone": backbone,
-        "weights": weights,
-        "image_size": image_size,
-        "mean": mean,
-        "std": std,
-    }
+    map_options = {name: arguments[name] for name in ("data", "backbone", *MAP_OPTIONS)}
     step: Step = (["index"], {**map_options, "out": free_path("runs/index")})
     if not _is_page(out):
         step = (["show", "map"], {**arguments, "out": free_path(out.with_suffix(".html")), "overwrite": False})
@@ -226,9 +219,9 @@ def _is_page(out: Path) -> bool:
 
 def _step(picture: str, showing: Showing, backbone: str, out: str, **arguments: Any) -> "Step":
     """Return another picture by the same backbone."""
-    from dinomed.apps.ending import free_path
+    from dinomed.apps.ending import MAP_OPTIONS, free_path
 
-    backbone_options = {name: getattr(showing, name) for name in ("weights", "image_size", "mean", "std")}
+    backbone_options = {name: getattr(showing, name) for name in MAP_OPTIONS}
     return ["show", picture], {"backbone": backbone, **backbone_options, **arguments, "out": free_path(out)}
 
 
