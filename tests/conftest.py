@@ -37,6 +37,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Let the interpreter free at its end what is left out: triton names each of its objects that is not freed."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
     """Leave out `fsync` in this process: it matters after a power cut only, and no test cuts the power."""
