@@ -22,7 +22,8 @@ from dinomed.metrics.segmentation import VolumeOverlap, volume_overlap
 from dinomed.notice import RESEARCH_USE
 from dinomed.progress import bar
 from dinomed.volumes.geometry import slices_of
-from dinomed.volumes.nifti import check_nibabel, write_nifti
+from dinomed.volumes.itk import write_volume, written_suffix
+from dinomed.volumes.nifti import check_nibabel
 from dinomed.volumes.records import VolumeRecord, read_record
 
 FOLDER, TABLE_FILE, SUMMARY_FILE = "volumes", "volumes.csv", "volumes_summary.json"
@@ -38,12 +39,12 @@ class _Slices:
 
 
 class VolumeMasks:
-    """The masks of the volumes of a prediction, as NIfTI files in the geometry of the input.
+    """The masks of the volumes of a prediction, in the format and the geometry of the input (of DICOM series as NIfTI).
 
     Args:
         manifest: the slices, all that `dinomed slices` wrote of each volume.
         schema: the classes, a `dinomed.adapters.tasks.segment.mask_schema.MaskSchema`.
-        seg: also write volumes of DICOM series as DICOM segmentations; None for NIfTI only.
+        seg: also write volumes of DICOM series as DICOM segmentations; None for the volumes only.
         model: hash of the weights of the segmenter.
 
     Raises:
@@ -52,11 +53,13 @@ class VolumeMasks:
     """
 
     def __init__(self, manifest: Manifest, schema: Any, seg: VolumeSegOptions | None = None, model: str = "") -> None:
-        check_nibabel()
         self.manifest, self.schema = manifest, schema
         self.axis = read_record(manifest.root).axis
         self.volumes = _find_slices(manifest)
-        self.files = {name: f"{FOLDER}/{name}.nii.gz" for name in self.volumes}
+        suffixes = {name: written_suffix(slices.record.header) for name, slices in self.volumes.items()}
+        if ".nii.gz" in suffixes.values():
+            check_nibabel()
+        self.files = {name: f"{FOLDER}/{name}{suffix}" for name, suffix in suffixes.items()}
         self._overlaps: dict[str, list[VolumeOverlap]] = {}
         self.segmentations: VolumeSegmentations | None = None
         if seg is not None:
@@ -128,7 +131,7 @@ class VolumeMasks:
             picture[...] = read_mask(path) if len(self.schema.names) == 1 else read_label_map(path)
         (out / FOLDER).mkdir(exist_ok=True)
         written = values.astype(np.uint8) if values.max(initial=0) < 256 else values
-        write_nifti(out / self.files[name], written, record.grid, record.header)
+        write_volume(out / self.files[name], written, record.grid, record.header)
         targets = None
         file, problem = self._write_segmentation(name, values, out)
         try:
@@ -161,7 +164,7 @@ class VolumeMasks:
         planes = np.stack([self._class_mask(values, k) for k in self.schema.reported])
         try:
             self.segmentations.write(out / file, name, planes)
-        except DinomedError as error:  # the NIfTI file is written all the same
+        except DinomedError as error:  # the volume is written all the same
             (out / file).unlink(missing_ok=True)
             reason = f"no DICOM segmentation: {error}"
             logger.warning(f"volume {name}: {reason}")

@@ -281,8 +281,9 @@ def predict(
         keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
         id_key: file with a secret key, as for `scan`: pseudonyms name the folders of videos, and the patient of
             `dicom_seg` instead of a placeholder.
-        volumes: for a segmenter and the manifest.csv of `dinomed.slices`, write the mask of each volume too, as NIfTI
-            in the geometry of the input, and volumes.csv, with Dice and HD95 in mm where the slices have masks.
+        volumes: for a segmenter and the manifest.csv of `dinomed.slices`, write the mask of each volume too, in
+            the format (of DICOM series NIfTI) and the geometry of the input, and volumes.csv, with Dice and HD95 in mm
+            where the slices have masks.
         series: with `volumes` and `dicom_seg`, the folder of the DICOM series of the slices; each volume of a series is
             then written as a DICOM segmentation too.
         mask_text: mask burned-in text that the detector finds in the contact sheet and the overlay videos; it misses

@@ -67,8 +67,8 @@ def predict(
         bool,
         Option(
             "--volumes",
-            help="For a segmenter and the manifest.csv of `dinomed slices`: also write the mask of each volume as "
-            "NIfTI, and volumes.csv.",
+            help="For a segmenter and the manifest.csv of `dinomed slices`: also write the mask of each volume, "
+            "and volumes.csv.",
         ),
     ] = False,
     series: Annotated[
@@ -100,9 +100,10 @@ def predict(
     in the pixels is masked there and in overlay videos. With --abstain or --max-risk the column `abstained` marks
     predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a DICOM segmentation,
     a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of the input:
-    volumes/NAME.nii.gz, and volumes.csv with Dice and HD95 in mm where the slices have masks; with --dicom-seg and
-    --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that cannot be used are listed in
-    `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where it stopped.
+    volumes/NAME.nii.gz (.mha or .nrrd of such input), and volumes.csv with Dice and HD95 in mm where the slices have
+    masks; with --dicom-seg and --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that cannot be used
+    are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where it
+    stopped.
 
     For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames) a segmenter or a classifier writes a
     numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one answer, and

@@ -14,7 +14,7 @@ _MAX_SHOWN = 50
 def slices(
     volumes: Annotated[
         list[Path],
-        Argument(help="NIfTI files, or folders with NIfTI files and DICOM series.", show_default=False),
+        Argument(help="NIfTI, MetaImage or NRRD files, or folders with them and DICOM series.", show_default=False),
     ],
     out: Output,
     axis: Annotated[str, Option("--axis", help="axial, coronal or sagittal.")] = "axial",
@@ -34,7 +34,7 @@ def slices(
         Path | None,
         Option(
             "--masks",
-            help="NIfTI files and DICOM segmentations of the volumes: a folder or a file. They are matched by name or "
+            help="Label maps and DICOM segmentations of the volumes: a folder or a file. They are matched by name or "
             "by the referenced series, and refused if their voxels are not those of the volume.",
         ),
     ] = None,
@@ -57,8 +57,8 @@ def slices(
 ) -> None:
     """Write the slices of volumes as PNG files, with a manifest in which each patient is a group.
 
-    Volumes are NIfTI files (.nii, .nii.gz) and DICOM series. The slices of a series are sorted by their positions in
-    the patient; a series with missing or doubled slices, several orientations or several patients is not used.
+    Volumes are NIfTI, MetaImage and NRRD files and DICOM series. The slices of a series are sorted by their positions
+    in the patient; a series with missing or doubled slices, several orientations or several patients is not used.
     manifest.csv has the columns volume, slice (number from 0), mask and the spacing in mm, and volumes.json the
     geometry of each volume. All other commands read the manifest. If a volume or a mask cannot be used, it is listed
     with its reason, the others are written, and the exit code is 1. After an interruption nothing half-written stays.

@@ -1,4 +1,4 @@
-"""Search for volumes: NIfTI files and DICOM series among files and below folders."""
+"""Search for volumes: NIfTI, MetaImage and NRRD files and DICOM series among files and below folders."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dinomed.isolation.pool import shared_pool
 from dinomed.progress import bar
 from dinomed.volumes.completeness import completeness_hint
 from dinomed.volumes.geometry import Grid
-from dinomed.volumes.nifti import SUFFIXES, is_nifti
+from dinomed.volumes.itk import SUFFIXES, is_volume_file
 from dinomed.volumes.series import DicomFrame, sort_frames
 
 _BATCH = 64
@@ -24,7 +24,7 @@ class VolumeSource:
     """A volume that was found and not yet read.
 
     Attributes:
-        path: the NIfTI file, or the first file of the series in the order of names.
+        path: the file of the volume, or the first file of the series in the order of names.
         name: name of the file without suffix, or of the folder of the series; it may identify the patient.
         frames: of a series, its frames in the order of their positions.
         grid: of a series, its geometry.
@@ -38,7 +38,7 @@ class VolumeSource:
     note: str | None = None
 
     def identifier(self, element: str) -> str | None:
-        """Return an identifier of a series, such as ``PatientID``; None for NIfTI files and where it is unknown."""
+        """Return an identifier of a series, such as ``PatientID``; None for other volumes and where it is unknown."""
         return self.frames[0].ids[element] if self.frames else None
 
 
@@ -55,25 +55,27 @@ def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
     """Return the volumes among files and below folders, each once. Values are not read.
 
     Raises:
-        UsageError: a path does not exist, a file is neither NIfTI nor DICOM, or there is no volume and no problem.
+        UsageError: a path does not exist, a file is neither a volume nor DICOM, or there is no volume and no problem.
     """
     search = VolumeSearch()
     files: dict[Path, Path] = {}  # real path -> path
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path} does not exist; give a NIfTI file, a DICOM series, or a folder of them")
+            raise UsageError(
+                f"{path} does not exist; give a volume ({', '.join(SUFFIXES)}), a DICOM series, or a folder of them"
+            )
         inside = [path]
         if path.is_dir():
             names, refused = list_files(path)
             search.problems += [(str(path / name), reason) for name, reason in refused]
             inside = [path / name for name in names]
-        elif not is_nifti(path) and not is_dicom(path):
-            raise UsageError(f"{path} is neither a NIfTI file ({', '.join(SUFFIXES)}) nor DICOM")
+        elif not is_volume_file(path) and not is_dicom(path):
+            raise UsageError(f"{path} is neither a volume ({', '.join(SUFFIXES)}) nor DICOM")
         for file in inside:
             files.setdefault(file.resolve(), file)
     dicom = []
     for file in files.values():
-        if is_nifti(file):
+        if is_volume_file(file):
             search.sources.append(VolumeSource(file, file_stem(file)))
         elif is_dicom(file):
             dicom.append(file)
@@ -84,7 +86,9 @@ def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
     _add_series(dicom, search)
     search.sources.sort(key=lambda source: str(source.path))
     if not search.sources and not search.problems:
-        raise UsageError(f"{', '.join(map(str, paths))} holds no volume; give NIfTI files or DICOM series")
+        raise UsageError(
+            f"{', '.join(map(str, paths))} holds no volume; give NIfTI, MetaImage or NRRD files, or DICOM series"
+        )
     return search
 
 
@@ -130,7 +134,7 @@ def _add_file(path: str, answer: object, series: dict[str, list[DicomFrame]], se
 
 
 def file_stem(file: Path) -> str:
-    """Return the name of a NIfTI file without its suffix."""
+    """Return the name of the file of a volume without its suffix."""
     name = file.name
     suffix = next(suffix for suffix in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(suffix))
     return name[: -len(suffix)] or "volume"

@@ -1,6 +1,6 @@
-"""Masks of volumes: NIfTI label maps and DICOM segmentations, matched with their volumes and aligned by geometry.
+"""Masks of volumes: label maps (NIfTI, MetaImage, NRRD) and DICOM segmentations, matched with their volumes.
 
-Nothing is resampled: a mask whose voxels are not those of its volume is refused.
+They are aligned by geometry. Nothing is resampled: a mask whose voxels are not those of its volume is refused.
 """
 
 from collections import defaultdict
@@ -20,8 +20,8 @@ from dinomed.images.dicom.segments import SEGMENT_TAGS, Segment, SegmentClasses,
 from dinomed.isolation.pool import shared_pool
 from dinomed.volumes.find import VolumeSource, file_stem
 from dinomed.volumes.geometry import Grid, lps_to_ras, voxel_places
-from dinomed.volumes.nifti import is_nifti
-from dinomed.volumes.read import read_nifti_isolated
+from dinomed.volumes.itk import is_volume_file
+from dinomed.volumes.read import read_file_isolated
 from dinomed.volumes.series import read_frame_places
 
 _MISALIGNED = (
@@ -38,7 +38,7 @@ class MaskFiles:
 
     Attributes:
         place: the path that the user passed.
-        by_name: paths of the NIfTI files by their name without suffix.
+        by_name: paths of the label maps by their name without suffix.
         by_series: paths of the DICOM segmentations by the Series Instance UID that they reference.
         problems: (path, reason) of files that cannot be used.
         used: the files that belong to a volume.
@@ -83,7 +83,7 @@ class MaskFiles:
         """Return the masks of a volume: none, one, or several DICOM segmentations without a common class.
 
         Args:
-            sources: all volumes; if it is the only one, a mask that was given as one NIfTI file belongs to it.
+            sources: all volumes; if it is the only one, a mask that was given as one label map belongs to it.
 
         Raises:
             DinomedError: several files are masks of the volume, or a mask has the name of several volumes.
@@ -91,7 +91,7 @@ class MaskFiles:
         names = {name for name in _mask_names(source) if name in self.by_name}
         masks = {path for name in names for path in self.by_name[name]}
         masks |= set(self.by_series.get(source.identifier("SeriesInstanceUID") or "", []))
-        if len(sources) == 1 and self.place.is_file() and is_nifti(self.place):
+        if len(sources) == 1 and self.place.is_file() and is_volume_file(self.place):
             masks.add(self.place)
         self.used |= masks
         alike = [other for other in sources if not names.isdisjoint(_mask_names(other))] if names else []
@@ -139,25 +139,25 @@ def without_masks(sources: Sequence[VolumeSource], masks: MaskFiles) -> list[Vol
 
 
 def find_masks(place: Path) -> MaskFiles:
-    """Return the masks at a path: a NIfTI file, a DICOM segmentation, or a folder of them.
+    """Return the masks at a path: a label map (NIfTI, MetaImage, NRRD), a DICOM segmentation, or a folder of them.
 
     Raises:
         UsageError: the path does not exist or holds no mask.
     """
     if not place.exists():
-        raise UsageError(f"`masks={place}` does not exist; give a NIfTI file, a DICOM segmentation or a folder of them")
+        raise UsageError(f"`masks={place}` does not exist; give a label map, a DICOM segmentation or a folder of them")
     masks = MaskFiles(place)
     paths = [place]
     if place.is_dir():
         names, masks.problems = list_files(place)
         paths = [place / name for name in names]
     for path in paths:
-        if is_nifti(path):
+        if is_volume_file(path):
             masks.by_name[file_stem(path)].append(path)
         elif is_dicom(path):
             _add_segmentation(path, masks)
     if not masks.by_name and not masks.by_series and not masks.problems:
-        raise UsageError(f"`masks={place}` holds no NIfTI file and no DICOM segmentation")
+        raise UsageError(f"`masks={place}` holds no label map (NIfTI, MetaImage, NRRD) and no DICOM segmentation")
     return masks
 
 
@@ -209,7 +209,7 @@ def read_mask_volume(path: Path, grid: Grid, values: Mapping[int, int] | None = 
     """Return a mask in the voxels of its volume, uint16 of the shape of `grid`.
 
     Args:
-        path: a NIfTI file or a DICOM segmentation.
+        path: a label map or a DICOM segmentation.
         grid: geometry of the volume.
         values: of a segmentation, Segment Number -> value in the mask; None for the numbers themselves.
 
@@ -218,8 +218,8 @@ def read_mask_volume(path: Path, grid: Grid, values: Mapping[int, int] | None = 
             segment is not described.
     """
     mask = np.zeros(grid.shape, np.uint16)
-    if is_nifti(path):
-        facts, stored = read_nifti_isolated(VolumeSource(path, ""), is_mask=True)
+    if is_volume_file(path):
+        facts, stored = read_file_isolated(VolumeSource(path, ""), is_mask=True)
         if stored.size != mask.size or not _put(mask, stored, grid, np.array(facts["affine"])):
             raise UnreadableImage(path, _MISALIGNED)
         return mask

@@ -77,7 +77,7 @@ def read_nifti(path: str, is_mask: bool = False) -> tuple[dict[str, Any], np.nda
         stored = np.frombuffer(_read(file, math.prod(shape) * dtype.itemsize), dtype).reshape(shape[::-1])
         file.read(_TRAILER)  # so that the checksum at the end of a compressed file is compared
         values = _scaled(stored, header)
-        values = _integers(values) if is_mask else values
+        values = label_values(values) if is_mask else values
     fields = {name: np.nan_to_num(np.asarray(header[name])).tolist() for name in _GEOMETRY}  # JSON has no NaN
     return {"affine": affine.tolist(), "header": fields, "note": _contradiction(header, affine, shape)}, values
 
@@ -193,7 +193,7 @@ def _scaled(stored: np.ndarray, header: Any) -> np.ndarray:
     return values
 
 
-def _integers(values: np.ndarray) -> np.ndarray:
+def label_values(values: np.ndarray) -> np.ndarray:
     """Return the values of a label map, uint16.
 
     Raises:

@@ -11,6 +11,7 @@ from dinomed.isolation.pool import shared_pool
 from dinomed.log import logger
 from dinomed.volumes.find import VolumeSource
 from dinomed.volumes.geometry import Grid
+from dinomed.volumes.itk import is_itk
 
 _BATCH = 16
 
@@ -23,7 +24,8 @@ class Volume:
         values: float32 (I, J, K) in modality units, Hounsfield units for CT; of a NIfTI file by its slope. NaN is
             padding. Of a DICOM series, i is the column, j the row and k the slice.
         grid: shape and affine to RAS+ coordinates in mm (`dinomed.volumes.geometry`).
-        header: of a NIfTI file, the fields of its header that hold the geometry.
+        header: of a NIfTI file, the fields of its header that hold the geometry; of MetaImage and NRRD the name of the
+            format; None for a DICOM series.
     """
 
     values: np.ndarray
@@ -39,11 +41,11 @@ def read_volume(source: VolumeSource, advance: Callable[[int], None] = lambda co
         advance: called with the number of slices of a series that were read.
 
     Raises:
-        UnreadableImage: a file is damaged, truncated, too large or cannot be decoded, or a NIfTI has no affine or
+        UnreadableImage: a file is damaged, truncated, too large or cannot be decoded, or a file has no geometry or
             another number of dimensions than three.
     """
     if source.grid is None:
-        facts, values = read_nifti_isolated(source)
+        facts, values = read_file_isolated(source)
         return Volume(values, Grid(_shape(values), np.array(facts["affine"])), facts["header"])
     if source.note is not None:
         logger.warning(f"{source.path}: {source.note}")
@@ -63,9 +65,10 @@ def read_volume(source: VolumeSource, advance: Callable[[int], None] = lambda co
     return Volume(values, source.grid)
 
 
-def read_nifti_isolated(source: VolumeSource, is_mask: bool = False) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the facts and the values (I, J, K) of a NIfTI file (`read_nifti`), read in a decoding process."""
-    answer = shared_pool().run("dinomed.volumes.nifti:read_nifti", [[str(source.path.absolute()), is_mask]])[0]
+def read_file_isolated(source: VolumeSource, is_mask: bool = False) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the facts and the values (I, J, K) of a file as of `read_nifti` or `read_itk`, from a decoding process."""
+    target = "dinomed.volumes.itk:read_itk" if is_itk(source.path) else "dinomed.volumes.nifti:read_nifti"
+    answer = shared_pool().run(target, [[str(source.path.absolute()), is_mask]])[0]
     if isinstance(answer, UnreadableImage):
         raise UnreadableImage(source.path, answer.reason)
     facts, values = answer

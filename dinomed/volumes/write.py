@@ -28,6 +28,7 @@ from dinomed.log import logger
 from dinomed.progress import bar
 from dinomed.volumes.find import VolumeSearch, VolumeSource
 from dinomed.volumes.geometry import Axis, Grid, slices_of
+from dinomed.volumes.itk import volume_identifier
 from dinomed.volumes.masks import MaskFiles, read_mask_volume
 from dinomed.volumes.read import read_volume
 from dinomed.volumes.records import VOLUMES_FILE, record_of, slice_name
@@ -175,7 +176,7 @@ def _name(sources: Sequence[VolumeSource], keep_ids: bool, key: bytes | None) ->
     patients = known_patients(patients, studies)
     paths = [source.path.name for source in sources]
     if key is not None:
-        identifiers = (source.identifier("SeriesInstanceUID") or content_identifier(source.path) for source in sources)
+        identifiers = (source.identifier("SeriesInstanceUID") or volume_identifier(source.path) for source in sources)
         volumes = file_pseudonyms(identifiers, [source.path for source in sources], key, "volume")
         groups, numbers = ([name and pseudonym(name, key) for name in names] for names in (patients, studies))
     elif keep_ids:

@@ -184,6 +184,6 @@ def test_named_windows_are_refused_for_other_modalities_than_ct(tmp_path: Path) 
 
 def test_a_file_that_is_no_volume_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    for path, message in ((tmp_path / "a.txt", "neither a NIfTI file"), (tmp_path, "holds no volume")):
+    for path, message in ((tmp_path / "a.txt", "neither a volume"), (tmp_path, "holds no volume")):
         with pytest.raises(UsageError, match=message):
             dinomed.slices(path, tmp_path / "out")

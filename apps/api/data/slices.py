@@ -28,12 +28,12 @@ def slices(
 ) -> "SlicesResult":
     """Write the slices of volumes as PNG files with a manifest, in which each patient is a group.
 
-    Volumes are NIfTI files (.nii, .nii.gz; extra ``volumes``) and DICOM series, whose slices are sorted by their
-    positions. ``manifest.csv`` has the columns ``volume``, ``slice`` (number from 0) and the spacing in mm;
-    ``volumes.json`` has the geometry of each volume. The command is ``dinomed slices``.
+    Volumes are NIfTI (extra ``volumes``), MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr) files, and DICOM series, whose
+    slices are sorted by their positions. ``manifest.csv`` has the columns ``volume``, ``slice`` (number from 0) and the
+    spacing in mm; ``volumes.json`` has the geometry of each volume. The command is ``dinomed slices``.
 
     Args:
-        volumes: path of a NIfTI file or of a folder with NIfTI files and DICOM series, or several of them.
+        volumes: path of a volume or of a folder with volumes and DICOM series, or several of them.
         out: folder to write.
         axis: slices follow each other along this axis: ``axial``, ``coronal`` or ``sagittal``. Of an oblique volume the
             nearest axis of its voxels is taken; nothing is resampled.
@@ -41,9 +41,9 @@ def slices(
             soft_tissue, liver, bone, brain, stroke or subdural. Two or three windows become the channels. Without one
             they are the percentiles 0.5 and 99.5 of each volume.
         neighbours: the channels are the slice before, the slice and the slice after it (2.5D), by one window.
-        masks: a NIfTI file, a DICOM segmentation, or a folder of them. A NIfTI file belongs to the volume of its name
-            (or of its name and ``_0000``; of a series, of its folder), a DICOM segmentation to the series that it
-            references. The slices are label maps in the column ``mask``. Masks are aligned by geometry and never
+        masks: a label map (a volume), a DICOM segmentation, or a folder of them. A label map belongs to the volume of
+            its name (or of its name and ``_0000``; of a series, of its folder), a DICOM segmentation to the series that
+            it references. The slices are label maps in the column ``mask``. Masks are aligned by geometry and never
             resampled; one that does not align is refused, and one that has the name of several volumes.
         keep_ids: use names of files and folders and identifiers of patients and studies, instead of numbers.
         id_key: file with a secret key, as for `scan`: patients, studies and volumes are pseudonyms, instead of numbers.
