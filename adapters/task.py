@@ -93,8 +93,8 @@ class Task(ABC):
     has_ensembles: ClassVar[bool] = False
     """Whether adapters can be averaged: `build_ensemble` and `combine_use` are there."""
     video_answer: ClassVar[str] = ""
-    """Class "module:name" of the answer for a video, a `dinomed.adapters.video.answer.VideoAnswer`. Empty: ``predict``
-    refuses videos."""
+    """Class "module:name" of the answer for a video, a `dinomed.adapters.video.answer.VideoAnswer`, or a function that
+    makes one, from a predictor and a function that draws masks. Empty: ``predict`` refuses videos."""
     config: "type[TrainConfig]"
     predictor: "type[Predictor]"
 

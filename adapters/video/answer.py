@@ -5,17 +5,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from dinomed.adapters.predictor import Predictor
+from dinomed.adapters.training_images import usable_check
 from dinomed.adapters.writer import Row
+from dinomed.features.familiarity.reference import Familiarity
 from dinomed.html.drawing import Drawing
 from dinomed.video.facts import VideoFrame
 
 DrawMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Returns a frame, uint8 (H, W, 3), with the outline of a mask (H, W)."""
+Predicted = tuple[Any, Familiarity | None]
+"""The prediction for a frame, and how like the training images the frame is; None if this is not checked."""
 
 
 class VideoAnswer(ABC):
@@ -30,6 +34,9 @@ class VideoAnswer(ABC):
         columns: columns of the table between the time and the problem of a frame.
         plot_file: name of the plot.
         video_files: names of the videos that are written.
+        shows_frames: a written video shows the frames of the input, in which text can be masked.
+        abstains_by: whether a threshold of abstention is for each frame, or for the whole video.
+        wanted_frames: the largest number of evenly spaced frames that are predicted; None for all frames.
         frames: number and time, s, of each frame with a prediction, in order.
         times_s: time of each frame, s; nan without a prediction.
         lines: name -> its value in each frame; nan without a prediction.
@@ -38,8 +45,12 @@ class VideoAnswer(ABC):
     columns: Sequence[str]
     plot_file: str
     video_files: Sequence[str] = ()
+    shows_frames: ClassVar[bool] = False
+    abstains_by: ClassVar[Literal["frame", "video"]] = "frame"
+    wanted_frames: int | None = None
 
     def __init__(self, predictor: Predictor, draw: DrawMask, lines: Iterable[str]) -> None:
+        self._predictor = predictor
         self.frames: list[tuple[int, float]] = []
         self.times_s: list[float] = []
         self.lines: dict[str, list[float]] = {name: [] for name in lines}
@@ -57,13 +68,35 @@ class VideoAnswer(ABC):
         """
         yield
 
-    @abstractmethod
-    def add(self, frame: VideoFrame, prediction: Any) -> Row:
-        """Write a frame with its prediction, a result of `Predictor.predict`; return the cells of `columns`."""
+    def predict(self, frames: Sequence[VideoFrame]) -> list[Predicted]:
+        """Predict frames, and compare them with the training images by the features of the same pass.
+
+        By default a prediction is a result of `Predictor.predict`.
+
+        Raises:
+            NotFiniteError: the model gives values that are not finite for some frames.
+        """
+        pixels = [frame.pixels for frame in frames]
+        if usable_check(self._predictor.check)[0] is None:
+            return [(result, None) for result in self._predictor.predict(pixels)]
+        results = self._predictor.predict_checked(pixels)
+        self._predictor.familiarity.clear()  # so that memory does not grow with the video
+        return results
 
     @abstractmethod
+    def add(self, frame: VideoFrame, prediction: Any) -> Row:
+        """Write a frame with its prediction, of `predict`; return the cells of `columns`."""
+
     def confidence(self, prediction: Any) -> float:
-        """Return how sure a prediction is, 0 to 1, as the thresholds of abstention compare it."""
+        """Return how sure a prediction is, 0 to 1, as thresholds of abstention by frame compare it.
+
+        It is not called for an adapter without thresholds, nor for thresholds of whole videos.
+        """
+        raise AssertionError("an adapter with thresholds by frame has a confidence")
+
+    def confidence_of_video(self) -> float:
+        """Return how sure the prediction for the whole video is, 0 to 1, as thresholds of whole videos compare it."""
+        raise AssertionError("an adapter with thresholds of whole videos has a confidence")
 
     def add_lost(self) -> None:
         """Write a frame that has no prediction: black in the videos, a gap in the plot."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dinomed.adapters.tasks.classify.groups import evenly_spaced
 from dinomed.images.decode import UnreadableImage
 from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
@@ -17,18 +18,34 @@ class LostFrame:
 
 
 class FrameReader:
-    """Reads the frames 0, `step`, 2 * `step`, ... of a video; a few are in memory at a time.
+    """Reads the frames 0, `step`, 2 * `step`, ... of a video, or some of them; a few are in memory at a time.
+
+    Args:
+        video: the video.
+        step: from one frame to the next.
+        wanted: the largest number of these frames that are read, evenly spaced; None for all. The others are not
+            decoded, except of a video without an index.
 
     Attributes:
+        total: number of the frames; None if it is not known before the end.
         problem: the reason why the video cannot be read to its end; None if it can, or before the end.
     """
 
-    def __init__(self, video: Video, step: int) -> None:
+    def __init__(self, video: Video, step: int, wanted: int | None = None) -> None:
         self.video, self.step = video, step
         self.problem: str | None = None
+        self._numbers: list[int] | None = None
+        if wanted is not None:
+            count = -(-video.count_frames() // step)
+            self._numbers = [step * place for place in evenly_spaced(count, min(wanted, count))]
+        frames = video.facts.frames
+        self.total = len(self._numbers) if self._numbers is not None else frames and -(-frames // step)
 
     def __iter__(self) -> Iterator[VideoFrame | LostFrame]:
         """Yield each frame, a `VideoFrame` or a `LostFrame`, by increasing numbers."""
+        if self._numbers is not None:
+            yield from map(self._read, self._numbers)
+            return
         listed = 0
         try:
             for frame in self.video.stream(self.step):
@@ -38,6 +55,12 @@ class FrameReader:
         except UnreadableImage as error:
             self.problem = error.reason
         yield from (LostFrame(*lost) for lost in self.video.lost[listed:])
+
+    def _read(self, number: int) -> VideoFrame | LostFrame:
+        try:
+            return self.video.read(number)
+        except UnreadableImage as error:
+            return LostFrame(number, error.reason)
 
 
 def choose_step(video_fps: float, fps: float | None, step: int | None) -> int:

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -26,7 +27,7 @@ from dinomed.adapters.inference.plan import (
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
-from dinomed.adapters.video.checks import FrameChecks, predict_frames
+from dinomed.adapters.video.checks import FrameChecks
 from dinomed.adapters.video.frames import FrameReader, choose_step
 from dinomed.adapters.writer import Row
 from dinomed.burned_in_text.mask import TextMask
@@ -105,8 +106,8 @@ def predict_videos(
 ) -> VideoPredictionResult:
     """Predict the frames of videos.
 
-    GROUP/predictions.csv has a row for each frame, GROUP/summary.json one answer for the video, beside a plot and, of
-    a segmenter, mask videos and an overlay video. summary.json holds the answers of all. The folder is filled at the
+    GROUP/predictions.csv has a row for each frame, GROUP/summary.json one answer for the video, beside a plot and the
+    videos of the task. summary.json holds the answers of all. The folder is filled at the
     end. After an interruption the same call keeps the finished videos.
 
     Args:
@@ -137,7 +138,7 @@ def predict_videos(
         raise UsageError(f"`step={step}` must be at least 1")
     shown = draw if mask is None else lambda frame, outline: draw(mask(frame), outline)
     out, build = Path(out), _answer_builder(predictor, shown)
-    if mask is not None and not build().video_files:
+    if mask is not None and not build().shows_frames:
         title = find_task(predictor.task).title
         raise UsageError(f"`mask_text=True`: a {title} writes no overlay videos; leave it out")
     settings = _settings(predictor, videos, groups, fps, step) | ({} if rule is None else {"abstain": rule.threshold})
@@ -154,8 +155,7 @@ def predict_videos(
         kept = _keep_finished(stage, settings, groups)
         for path, group in zip(videos, groups, strict=True):
             if group not in kept:
-                rate, checks = (fps, step), FrameChecks(rule)
-                _predict_video(predictor, path, build(), checks, stage / group, group, rate, problems, mask)
+                _predict_video(predictor, path, build(), rule, stage / group, group, (fps, step), problems, mask)
             if (stage / group / SUMMARY_FILE).exists():
                 answers.append(read_json(stage / group / SUMMARY_FILE))
                 problems += [(str(path), reason) for reason in answers[-1]["problems"]]
@@ -176,7 +176,7 @@ def predict_videos(
             with suppress(OSError):  # it holds other files, or those of this result
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
-    abstained = sum(answer.get("frames_abstained", 0) for answer in answers)
+    abstained = sum(answer.get("frames_abstained", int(answer.get("abstained", 0))) for answer in answers)
     counts = None if mask is None else _count_masked(answers)
     return VideoPredictionResult(
         out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers,
@@ -185,22 +185,22 @@ def predict_videos(
 
 
 def _predict_video(
-    predictor: Predictor, path: Path, answer: VideoAnswer, checks: FrameChecks, folder: Path, group: str,
+    predictor: Predictor, path: Path, answer: VideoAnswer, rule: AbstentionRule | None, folder: Path, group: str,
     rate: tuple[float | None, int | None], problems: list[tuple[str, str]],
     mask: TextMask | None = None,
 ) -> None:  # fmt: skip
     """Write the folder of a video, its summary last. A video without a prediction gets none, and a problem instead."""
-    before = {} if mask is None else mask.record()
+    before, checks = {} if mask is None else mask.record(), FrameChecks(rule, answer.abstains_by)
     try:
         video = Video(path)
         if video.facts.container == "DICOM" and not predictor.backbone.preprocessing.intensity.is_plain:
             raise UnreadableImage(path, _OTHER_INTENSITY)
-        reader = FrameReader(video, choose_step(video.facts.fps, *rate))
+        reader = FrameReader(video, choose_step(video.facts.fps, *rate), answer.wanted_frames)
         answer.begin(path)
         folder.mkdir()
         facts = video.facts
         with answer.writing(folder, (facts.height, facts.width), facts.fps / reader.step):
-            rows = _predict_frames(predictor, reader, answer, checks, group)
+            rows = _predict_frames(len(predictor.classes), reader, answer, checks, group)
             if not answer.frames:
                 reason = reader.problem or next((row[-1] for row in rows), "no frame can be decoded")
                 raise UnreadableImage(path, reason)
@@ -217,7 +217,8 @@ def _predict_video(
     summary = {
         "notice": RESEARCH_USE, "video": group, "frames": len(answer.frames), "frames_without_prediction": lost,
         "width": facts.width, "height": facts.height, "source_frames": facts.frames, "source_fps": facts.fps,
-        "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(), **checks.summarize(),
+        "step": reader.step, "fps": facts.fps / reader.step, **answer.summarize(),
+        **checks.summarize(answer.confidence_of_video),
         "problems": reasons, "note": facts.note, "files": _file_names(answer),
     }  # fmt: skip
     if mask is not None:
@@ -233,24 +234,23 @@ def _count_masked(answers: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def _predict_frames(
-    predictor: Predictor, reader: FrameReader, answer: VideoAnswer, checks: FrameChecks, group: str
+    classes: int, reader: FrameReader, answer: VideoAnswer, checks: FrameChecks, group: str
 ) -> list[Row]:
     """Predict and write the frames of a video; return the rows of its table."""
     facts, rows = reader.video.facts, list[Row]()
     empty = len(answer.columns) + len(checks.columns)
-    bytes_a_frame = facts.width * facts.height * (3 + 5 * max(len(predictor.classes), 1))
-    total = None if facts.frames is None else -(-facts.frames // reader.step)
-    with bar(f"frames of video {group}", total) as progress:
+    bytes_a_frame = facts.width * facts.height * (3 + 5 * max(classes, 1))
+    with bar(f"frames of video {group}", reader.total) as progress:
         for batch in batched(reader, max(1, min(_BATCH, _BATCH_BYTES // bytes_a_frame))):
             frames = [frame for frame in batch if isinstance(frame, VideoFrame)]
-            kept, results, reasons = compute_finite(_predictions_of(predictor, frames), len(frames))
+            kept, results, reasons = compute_finite(_predictions_of(answer, frames), len(frames))
             predictions = {frames[i].number: result for i, result in zip(kept, results or [], strict=True)}
             not_finite = {frames[i].number: reason for i, reason in reasons.items()}
             for frame in batch:
                 if frame.number in predictions and isinstance(frame, VideoFrame):
                     prediction, familiarity = predictions[frame.number]
                     cells = answer.add(frame, prediction)
-                    confidence = None if checks.rule is None else answer.confidence(prediction)
+                    confidence = None if checks.by_frame is None else answer.confidence(prediction)
                     cells += checks.add(familiarity, confidence)
                     rows.append([frame.number, f"{frame.time_s:.3f}", *cells, None])
                     continue
@@ -269,8 +269,8 @@ def _file_names(answer: VideoAnswer) -> list[str]:
     return [TABLE_FILE, answer.plot_file, *answer.video_files, SUMMARY_FILE]
 
 
-def _predictions_of(predictor: Predictor, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
-    return lambda rows: predict_frames(predictor, [frames[row] for row in rows])
+def _predictions_of(answer: VideoAnswer, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
+    return lambda rows: answer.predict([frames[row] for row in rows])
 
 
 def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoAnswer]:
@@ -282,12 +282,7 @@ def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoA
             "DIR/manifest.csv"
         )
     kind: Callable[..., VideoAnswer] = resolve_name(task.video_answer)
-    kind(predictor, draw)  # it checks the adapter
-
-    def build() -> VideoAnswer:
-        return kind(predictor, draw)
-
-    return build
+    return partial(kind, predictor, draw)
 
 
 def _settings(

@@ -30,12 +30,13 @@ class SegmentVideo(VideoAnswer):
     """
 
     plot_file = "area.svg"
+    shows_frames = True
 
     def __init__(self, predictor: SegmentPredictor, draw: DrawMask) -> None:
         schema = predictor.schema
         self._channels = {schema.names[k]: k for k in schema.reported}
         super().__init__(predictor, draw, self._channels)  # lines: px in each class
-        self._draw, self._predictor = draw, predictor
+        self._draw, self._segmenter = draw, predictor
         self._single = len(schema.names) == 1
         self.mask_files = name_masks(list(self._channels)) if not self._single else [f"mask{SUFFIX}"]
         self.video_files = [*self.mask_files, OVERLAY_FILE]
@@ -96,7 +97,7 @@ class SegmentVideo(VideoAnswer):
         return [None if area is None else f"{np.count_nonzero(inside) * area:.2f}"]
 
     def confidence(self, prediction: MaskPrediction) -> float:
-        return self._predictor.confidence(prediction.probabilities)
+        return self._segmenter.confidence(prediction.probabilities)
 
     def add_lost(self) -> None:
         for append in self._append:

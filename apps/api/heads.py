@@ -259,8 +259,9 @@ def predict(
     interrupted call continues where it stopped. The command is ``dinomed predict``. For images in memory use
     ``load_adapter(folder).predict(images)``.
 
-    For a video, or a folder of videos, a segmenter or a classifier writes a folder for each: a table with a row for
-    each frame, a plot over time, summary.json with one answer, and of a segmenter mask videos and an overlay video.
+    For a video, or a folder of videos, an adapter writes a folder for each: a table with a row for each frame, a plot
+    over time, summary.json with one answer, of a segmenter mask videos and an overlay video, and of a depth estimator a
+    depth video and one in colours. A classifier for groups predicts evenly spaced frames, as it was trained.
 
     Args:
         adapter: adapter folder, the result of `dinomed.train`, or a loaded adapter.
@@ -313,11 +314,11 @@ def predict(
     if videos is not None:
         from dinomed.apps.pages.overlay import draw_mask
 
-        refuse_image_options({
-            f"unit={unit}": unit, "coco=True": coco, "coco_ids": coco_ids, "dicom_seg=True": dicom_seg,
-            "keep_ids=True": keep_ids, "volumes=True": volumes, "series": series,
-        })  # fmt: skip
         predictor = _predictor(adapter, backbone, device)
+        refuse_image_options({
+            f"unit={unit}": None if unit == predictor.unit else unit, "coco=True": coco, "coco_ids": coco_ids,
+            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids, "volumes=True": volumes, "series": series,
+        })  # fmt: skip
         groups_of_videos = name_groups(videos, names, RESERVED, key)
         return predict_videos(
             predictor, videos, groups_of_videos, out, fps=fps, step=step, draw=partial(draw_mask, fill=0), mask=mask,

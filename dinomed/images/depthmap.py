@@ -42,11 +42,16 @@ def read_depth(
 
 def write_depth(path: str | Path, depth: np.ndarray, scale: float) -> None:
     """Write ``(H, W)`` as a 16-bit gray PNG of rounded depth / scale; nan becomes 0, known depths at least 1."""
+    with replacing(path) as temporary:
+        Image.fromarray(depth_levels(depth, scale)).save(temporary, format="PNG")
+
+
+def depth_levels(depth: np.ndarray, scale: float) -> np.ndarray:
+    """Return the stored values of a depth map ``(H, W)``, uint16: rounded depth / scale, 0 for nan, else at least 1."""
     assert depth.ndim == 2, depth.shape
     known = np.isfinite(depth)
     levels = np.clip(np.rint(np.where(known, depth, 0) / scale), 1, 65535)
-    with replacing(path) as temporary:
-        Image.fromarray(np.where(known, levels, 0).astype(np.uint16)).save(temporary, format="PNG")
+    return np.where(known, levels, 0).astype(np.uint16)
 
 
 def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:

@@ -47,16 +47,27 @@ class Groups:
         return np.stack([values[list(members)].mean(axis=0) for members in self.members])
 
     def pool(self, features: np.ndarray, pool: Pool, blocks: int) -> np.ndarray:
-        """Return the features of the groups from those of the frames (n, blocks * C).
+        """Return the features of the groups from those of the frames; see `pool_members`."""
+        return pool_members(features, self.members, pool, blocks)
 
-        They are (groups, blocks * C) if averaged, and (groups, blocks * frames * C) if concatenated: each block then
-        holds the channels of its frames in order.
-        """
-        if pool == "mean":
-            return self.average(features)
-        table = features[np.array(self.members)]  # groups, frames, blocks * C
-        groups, frames, width = table.shape
-        return table.reshape(groups, frames, blocks, -1).transpose(0, 2, 1, 3).reshape(groups, frames * width)
+
+def pool_members(features: np.ndarray, members: Sequence[Sequence[int]], pool: Pool, blocks: int) -> np.ndarray:
+    """Return the features of groups from those of frames (n, blocks * C).
+
+    They are (groups, blocks * C) if averaged, and (groups, blocks * frames * C) if concatenated: each block then holds
+    the channels of its frames in order.
+
+    Args:
+        features: of the frames.
+        members: rows of `features` of each group; for concatenation as many of every group.
+        pool: average or concatenate.
+        blocks: number of blocks whose tokens stand side by side in `features`.
+    """
+    if pool == "mean":
+        return np.stack([features[list(rows)].mean(axis=0) for rows in members])
+    table = features[np.array(members)]  # groups, frames, blocks * C
+    groups, frames, width = table.shape
+    return table.reshape(groups, frames, blocks, -1).transpose(0, 2, 1, 3).reshape(groups, frames * width)
 
 
 def group_images(manifest: Manifest, frames: int = FRAMES, *, fill: bool = False) -> Groups:

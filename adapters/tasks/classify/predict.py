@@ -14,7 +14,7 @@ from dinomed.adapters.inference.ensemble.head import EnsembleHead
 from dinomed.adapters.predictor import Predictor, Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.classify.answer import DECIMALS, answer_from, join_sizes, mean_logits
-from dinomed.adapters.tasks.classify.groups import Groups
+from dinomed.adapters.tasks.classify.groups import Groups, pool_members
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
@@ -128,6 +128,17 @@ class ClassifyPredictor(Predictor):
         """Whether single images have prediction sets. Those of an adapter for groups are of groups."""
         return self.unit == "image" and self.answer.sets is not None
 
+    @property
+    def has_group_sets(self) -> bool:
+        """Whether groups have prediction sets: those of an adapter for groups, on which the limit was chosen."""
+        return self.unit == "group" and self.answer.sets is not None
+
+    def group_set(self, values: np.ndarray) -> tuple[str, ...]:
+        """Return the prediction set of a group, from its probabilities (classes,), if `has_group_sets`."""
+        sets = self.answer.prediction_sets(values[None])
+        assert sets is not None, "has_group_sets"
+        return self.names_of_set(sets[0])
+
     def rows(self, pixels: Tensor) -> ClassRows:
         """Return the predictions for a preprocessed batch, each image by itself."""
         with torch.inference_mode():
@@ -201,16 +212,35 @@ class ClassifyPredictor(Predictor):
         for pixels in batches:
             with naming(images, sum(len(batch.cls) for batch in features)):
                 features.append(self._features(pixels))
+        with naming([images[members[0]] for members in groups.members]):
+            return self.pooled_rows(features, groups.members)
+
+    @torch.inference_mode()
+    def pooled_rows(self, features: Sequence[Features], members: Sequence[Sequence[int]]) -> np.ndarray:
+        """Return the probabilities of groups by an adapter for groups, float32 (groups, classes).
+
+        Args:
+            features: of batches of images.
+            members: rows of the images of each group, over all batches; for concatenation as many of every group.
+        """
         blocks, device = len(self.feature_spec.blocks), self.backbone.device
         cls, mean = (
-            torch.from_numpy(groups.pool(torch.cat(parts).cpu().numpy(), self.answer.pool, blocks)).to(device)
+            torch.from_numpy(pool_members(torch.cat(parts).cpu().numpy(), members, self.answer.pool, blocks)).to(device)
             for parts in ([batch.cls for batch in features], [batch.mean for batch in features])
         )
-        with naming([images[members[0]] for members in groups.members]):
-            return self.answer.probabilities(self.logits_of_features(Features(cls, mean))).cpu().numpy()
+        return self.answer.probabilities(self.logits_of_features(Features(cls, mean))).cpu().numpy()
+
+    @torch.inference_mode()
+    def predict_members(self, pixels: Tensor) -> tuple[list[ClassPrediction], Features]:
+        """Return the predictions for a preprocessed batch, each image by itself, and its features for `pooled_rows`."""
+        features = self._features(pixels)
+        return self.predictions(self.rows_of_features(features)), features
 
     def results(self, pixels: Tensor, sizes: Sequence[Size]) -> list[ClassPrediction]:
-        rows = self.rows(pixels)
+        return self.predictions(self.rows(pixels))
+
+    def predictions(self, rows: ClassRows) -> list[ClassPrediction]:
+        """Return the predictions for images by name."""
         return [
             ClassPrediction(
                 self.predicted(values),

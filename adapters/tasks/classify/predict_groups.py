@@ -68,7 +68,7 @@ def predict_group_table(
     if out.resolve() == manifest.root.resolve():
         raise UsageError(f"output {out} is the folder of the images; give a folder for the results alone")
     groups = groups_for(predictor, manifest)
-    sets = [SET_COLUMN] if _has_sets(predictor) else []
+    sets = [SET_COLUMN] if predictor.has_group_sets else []
     plan = PredictionPlan(
         {
             "task": predictor.task,
@@ -136,22 +136,11 @@ def _rows(predictor: ClassifyPredictor, groups: Groups, places: Sequence[int]) -
             len(set(members)),
             predictor.predicted(values),
             *(f"{value:.6f}" for value in values),
-            *_set_cells(predictor, values),
+            *(["|".join(predictor.group_set(values))] if predictor.has_group_sets else []),
             *familiarity_cells([checked[row] for row in members] if checked else None),
         ]
         for place, name, members, values in zip(places, part.names, part.members, values_of_groups, strict=True)
     ]
-
-
-def _set_cells(predictor: ClassifyPredictor, values: np.ndarray) -> list[str]:
-    """Return the cell of `SET_COLUMN` for a row of probabilities; none for an adapter without sets."""
-    sets = predictor.answer.prediction_sets(values[None]) if _has_sets(predictor) else None
-    return [] if sets is None else ["|".join(predictor.names_of_set(sets[0]))]
-
-
-def _has_sets(predictor: ClassifyPredictor) -> bool:
-    """Return whether groups have prediction sets: those of an adapter for groups, on which the limit was chosen."""
-    return predictor.answer.unit == "group" and predictor.answer.sets is not None
 
 
 def _take(groups: Groups, places: Sequence[int]) -> Groups:

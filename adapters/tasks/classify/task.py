@@ -34,7 +34,7 @@ class ClassifyTask(Task):
     pipeline_tag, output_names = "image-classification", ("probabilities",)
     page_section, panel = "dinomed.apps.pages.classes:build_class_section", "dinomed.apps.demos.classify:ClassifyPanel"
     panel_takes_index = True
-    video_answer = "dinomed.adapters.video.classify:ClassifyVideo"
+    video_answer = "dinomed.adapters.video.groups:build_answer"
     metric_titles: ClassVar[Mapping[str, str]] = {
         "auroc": "AUROC (mean over classes, each against the rest)",
         "auprc": "AUPRC (mean over classes)",

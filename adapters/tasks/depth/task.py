@@ -25,6 +25,7 @@ class DepthTask(Task):
     pipeline_tag, output_names = "depth-estimation", ("depth",)
     metric_titles: ClassVar[Mapping[str, str]] = {"rmse": "RMSE", "abs_rel": "AbsRel"}
     has_ensembles = True
+    video_answer = "dinomed.adapters.video.depth:DepthVideo"
     config, predictor = DepthConfig, DepthPredictor
 
     @property

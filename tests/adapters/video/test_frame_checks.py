@@ -75,10 +75,10 @@ def test_a_video_is_judged_by_most_of_its_frames() -> None:
     assert checks.columns == list(CHECKS)
     assert checks.add(like, 0.4) == ["yes", "no", "40.0"]
     assert checks.add(unlike, 0.6) == ["no", "yes", "100.0"]
-    half = checks.summarize()
+    half = checks.summarize(lambda: 0.0)
     assert (half["unlike_training"], half["abstained"], half["distance_percentile"]) == (False, False, 70.0)
     checks.add(unlike, 0.1)
-    most = checks.summarize()
+    most = checks.summarize(lambda: 0.0)
     assert (most["unlike_training"], most["frames_unlike_training"]) == (True, 2)
     assert (most["abstained"], most["frames_abstained"], most["abstention_threshold"]) == (True, 2, 0.5)
 
@@ -87,4 +87,4 @@ def test_without_a_check_and_without_a_rule_nothing_is_said() -> None:
     checks = FrameChecks(None)
     assert checks.add(None, None) == ["", ""]
     expected = {"unlike_training": None, "frames_unlike_training": None, "distance_percentile": None}
-    assert checks.summarize() == expected
+    assert checks.summarize(lambda: 0.0) == expected

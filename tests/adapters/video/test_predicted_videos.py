@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 import dinomed
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.segment.predict import MaskPrediction
 from dinomed.adapters.video.run import VideoPredictionResult
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
@@ -301,12 +300,4 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
     (tmp_path / "b.avi").write_bytes(video.read_bytes())
     with pytest.raises(UsageError, match=r"holds videos and images \(b.avi and a.png\)"):
         dinomed.predict(Dark(), tmp_path, out)
-    depth = Dark()
-    depth.task = "depth"
-    with pytest.raises(UsageError, match="a depth estimator predicts no videos"):
-        dinomed.predict(depth, video, out)
-    groups = ClassifyPredictor.__new__(ClassifyPredictor)
-    groups.task, groups.unit, groups.abstention = "classify", "group", None
-    with pytest.raises(UsageError, match="predicts groups of images, not single frames"):
-        dinomed.predict(groups, video, out)
     assert not out.exists()
