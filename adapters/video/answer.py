@@ -94,9 +94,9 @@ class VideoAnswer(ABC):
         """
         raise AssertionError("an adapter with thresholds by frame has a confidence")
 
-    def confidence_of_video(self) -> float:
-        """Return how sure the prediction for the whole video is, 0 to 1, as thresholds of whole videos compare it."""
-        raise AssertionError("an adapter with thresholds of whole videos has a confidence")
+    def confidence_of_video(self) -> float | None:
+        """Return how sure the prediction for the whole video is, 0 to 1; None for the mean over its frames."""
+        return None
 
     def add_lost(self) -> None:
         """Write a frame that has no prediction: black in the videos, a gap in the plot."""

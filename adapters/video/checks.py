@@ -1,6 +1,6 @@
 """Frames of a video that are unlike the training images or abstained, and the same statement about the whole video."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +14,10 @@ from dinomed.metrics.uncertainty.abstention import AbstentionRule
 class FrameChecks:
     """The checks of the frames of one video.
 
-    A video is unlike the training images, or abstained, if more than half of its checked frames are: a limit that 1 %
-    of the frames of a known kind exceed is exceeded by some frame of nearly every long video.
+    A video is unlike the training images if half of its checked frames or more are: a limit that 1 % of the frames of a
+    known kind exceed is exceeded by some frame of nearly every long video, and dark or blurred frames exceed it by far.
+    A video is abstained if the confidence of its answer is below the threshold, or without one the mean of those of its
+    frames. The rules were compared with others by benchmarks/features/whole_videos.py.
 
     Args:
         rule: the rule of abstention; None for none.
@@ -33,6 +35,7 @@ class FrameChecks:
         self.columns = [*([] if self.by_frame is None else [ABSTAINED_COLUMN]), *FAMILIARITY_COLUMNS]
         self._familiarity: list[Familiarity] = []
         self._abstained: list[bool] = []
+        self._confidences: list[float] = []
 
     def add(self, familiarity: Familiarity | None, confidence: float | None) -> Row:
         """Record a frame with a prediction; return the cells of `columns`.
@@ -45,25 +48,22 @@ class FrameChecks:
         if self.by_frame is not None:
             assert confidence is not None
             self._abstained.append(bool(self.by_frame.abstains(np.array([confidence]))[0]))
+            self._confidences.append(confidence)
             cells.append("yes" if self._abstained[-1] else "no")
         if familiarity is not None:
             self._familiarity.append(familiarity)
         return cells + familiarity_cells(None if familiarity is None else [familiarity])
 
-    @property
-    def abstained(self) -> int:
-        """The number of abstained frames."""
-        return sum(self._abstained)
-
-    def summarize(self, confidence: Callable[[], float]) -> dict[str, Any]:
+    def summarize(self, confidence: Callable[[], float | None]) -> dict[str, Any]:
         """Return what is said about the whole video, as JSON types; None where nothing is checked.
 
         Args:
-            confidence: returns how sure the prediction for the whole video is, for a rule for whole videos.
+            confidence: returns how sure the prediction for the whole video is; None for the mean over its frames. It is
+                called with a rule only.
         """
         unlike = [checked.unlike for checked in self._familiarity]
         summary: dict[str, Any] = {
-            "unlike_training": _most(unlike),
+            "unlike_training": 2 * sum(unlike) >= len(unlike) if unlike else None,
             "frames_unlike_training": sum(unlike) if unlike else None,
             "distance_percentile": round(float(np.median([checked.percentile for checked in self._familiarity])), 1)
             if unlike
@@ -71,15 +71,10 @@ class FrameChecks:
         }
         if self._rule is None:
             return summary
-        threshold = round(self._rule.threshold, 6)
-        if self.by_frame is None:
-            abstained = bool(self._rule.abstains(np.array([confidence()]))[0])
-            return summary | {"abstained": abstained, "abstention_threshold": threshold}
+        of_answer = confidence()
+        whole = float(np.mean(self._confidences)) if of_answer is None else of_answer
+        counts = {} if self.by_frame is None else {"frames_abstained": sum(self._abstained)}
         return summary | {
-            "abstained": _most(self._abstained), "frames_abstained": self.abstained, "abstention_threshold": threshold,
+            "abstained": bool(self._rule.abstains(np.array([whole]))[0]), **counts, "confidence": round(whole, 6),
+            "abstention_threshold": round(self._rule.threshold, 6),
         }  # fmt: skip
-
-
-def _most(values: Sequence[bool]) -> bool | None:
-    """Return whether more than half of the values are true; None without values."""
-    return 2 * sum(values) > len(values) if values else None

@@ -47,6 +47,9 @@ class ClassifyVideo(VideoAnswer):
         values = np.array(list(prediction.probabilities.values()), np.float64)
         return 1 - self._classifier.uncertainty(values)
 
+    def confidence_of_video(self) -> float:
+        return float(self._classifier.answer.confidence(self.probabilities()[None])[0])
+
     def summarize(self) -> dict[str, Any]:
         values, whole = self.values(), self.probabilities()
         highest = {}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.tasks.classify.groups import evenly_spaced
-from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassPrediction
+from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
 from dinomed.adapters.tasks.classify.writer import SET_COLUMN
 from dinomed.adapters.video.answer import DrawMask, Predicted
 from dinomed.adapters.video.classify import ClassifyVideo
@@ -16,8 +16,6 @@ from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import naming
 from dinomed.features.loading import preprocess_batches
 from dinomed.video.facts import VideoFrame
-
-Member = tuple[ClassPrediction, Features]
 
 
 class GroupVideo(ClassifyVideo):
@@ -49,7 +47,8 @@ class GroupVideo(ClassifyVideo):
         predictor.familiarity.clear()
         return results
 
-    def add(self, frame: VideoFrame, prediction: Member) -> Row:
+    def add(self, frame: VideoFrame, prediction: Any) -> Row:
+        """Write a frame with its prediction: a `ClassPrediction` and the features of the frame."""
         alone, features = prediction
         self._features.append(features)
         return super().add(frame, alone)
@@ -60,9 +59,6 @@ class GroupVideo(ClassifyVideo):
             rows = evenly_spaced(count, answer.frames) if answer.pool == "concat" else list(range(count))
             self._values = self._classifier.pooled_rows(self._features, [rows])[0]
         return self._values
-
-    def confidence_of_video(self) -> float:
-        return float(self._classifier.answer.confidence(self.probabilities()[None])[0])
 
     def summarize(self) -> dict[str, Any]:
         summary = super().summarize()

@@ -55,7 +55,7 @@ def test_frames_are_judged_as_images_are(user_folder: Path, video: Path, tmp_pat
     assert answer["frames_unlike_training"] == sum(unlike)
     assert answer["unlike_training"] is True
     assert answer["frames_abstained"] == done.abstained == sum(abstained)
-    assert answer["abstained"] is (2 * sum(abstained) > COUNT)
+    assert answer["abstained"] is (answer["confidence"] < answer["abstention_threshold"])
 
 
 def test_the_command_takes_abstain_for_a_video(user_folder: Path, video: Path, tmp_path: Path, run: Run) -> None:
@@ -69,22 +69,28 @@ def test_the_command_takes_abstain_for_a_video(user_folder: Path, video: Path, t
     assert (code, "exclude each other" in err) == (2, True)
 
 
-def test_a_video_is_judged_by_most_of_its_frames() -> None:
+def test_a_video_is_unlike_by_half_of_its_frames_and_abstained_by_their_mean_confidence() -> None:
     like, unlike = Familiarity(1.0, 40.0, False), Familiarity(9.0, 100.0, True)
     checks = FrameChecks(AbstentionRule(0.5, 0.8, 0.1, "loss"))
     assert checks.columns == list(CHECKS)
     assert checks.add(like, 0.4) == ["yes", "no", "40.0"]
     assert checks.add(unlike, 0.6) == ["no", "yes", "100.0"]
-    half = checks.summarize(lambda: 0.0)
-    assert (half["unlike_training"], half["abstained"], half["distance_percentile"]) == (False, False, 70.0)
+    half = checks.summarize(lambda: None)
+    assert (half["unlike_training"], half["abstained"], half["distance_percentile"]) == (True, False, 70.0)
+    assert (half["frames_abstained"], half["confidence"]) == (1, 0.5)  # the mean reaches the threshold
+    checks.add(like, 0.5)
+    assert checks.summarize(lambda: None)["unlike_training"] is False  # one of three
     checks.add(unlike, 0.1)
-    most = checks.summarize(lambda: 0.0)
-    assert (most["unlike_training"], most["frames_unlike_training"]) == (True, 2)
+    checks.add(unlike, 0.5)
+    most = checks.summarize(lambda: None)
+    assert (most["unlike_training"], most["frames_unlike_training"], most["confidence"]) == (True, 3, 0.42)
     assert (most["abstained"], most["frames_abstained"], most["abstention_threshold"]) == (True, 2, 0.5)
+    sure = checks.summarize(lambda: 0.7)  # the confidence of an answer, as classifiers have it
+    assert (sure["abstained"], sure["confidence"]) == (False, 0.7)
 
 
 def test_without_a_check_and_without_a_rule_nothing_is_said() -> None:
     checks = FrameChecks(None)
     assert checks.add(None, None) == ["", ""]
     expected = {"unlike_training": None, "frames_unlike_training": None, "distance_percentile": None}
-    assert checks.summarize(lambda: 0.0) == expected
+    assert checks.summarize(lambda: None) == expected
