@@ -51,8 +51,8 @@ def demo(
         device: auto, cpu, cuda, cuda:N or mps.
         save: folder for the decisions of a reviewer about the masks of a segmenter of one class: images, corrected
             masks and ``corrections.parquet``, which `dinomed.train` takes as data.
-        abstain: for a classifier, give no answer for pictures whose confidence is below the threshold that abstained
-            this share of the validation images, as in `predict`.
+        abstain: of a classifier and a segmenter, give no answer for pictures whose confidence is below the threshold
+            that abstained this share of the validation images, as in `predict`.
         max_risk: the same by the threshold at which the kept validation images had at most this mean loss.
         mask_text: mask burned-in text that the detector finds in pictures that are shown, saved or downloaded; it
             misses text. Results are those of the pictures as they are.

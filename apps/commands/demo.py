@@ -19,13 +19,13 @@ Abstain = Annotated[
     float | None,
     Option(
         "--abstain",
-        help="Give no class for the least confident pictures: the threshold that does so with this share of the "
+        help="Give no answer for the least confident pictures: the threshold that does so with this share of the "
         "validation images, such as 0.2.",
     ),
 ]
 MaxRisk = Annotated[
     float | None,
-    Option("--max-risk", help="The same, with the threshold that keeps this share of wrong validation images."),
+    Option("--max-risk", help="The same, with the threshold whose kept validation images have this mean loss."),
 ]
 Beside = Annotated[Path | None, Option("--index", "-i", help="Index whose similar cases are shown beside the classes.")]
 
@@ -80,13 +80,15 @@ def _changed_at(file: Path | None) -> int | None:
 
 
 @expand
-def segment(adapter: Adapter, serving: Serving, save: Save = None) -> None:
+def segment(
+    adapter: Adapter, serving: Serving, save: Save = None, abstain: Abstain = None, max_risk: MaxRisk = None
+) -> None:
     """Segment pictures that you drop into the browser; with --save, correct the masks and keep them.
 
     Prints its address on stdout, then serves until Ctrl-C. Nothing leaves this machine; uploads and
     results are removed after half an hour and at the end. For research use only, not for diagnosis.
     """
-    _serve(serving, segment=adapter, save=save)
+    _serve(serving, segment=adapter, save=save, abstain=abstain, max_risk=max_risk)
 
 
 @expand

@@ -10,7 +10,7 @@ from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassProbabilities
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import Picture, Summary
+from dinomed.apps.demos.parts import Picture, Summary, abstains, show_abstention
 from dinomed.apps.demos.retrieve import show_cases, similar
 from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
@@ -65,26 +65,17 @@ class ClassifyPanel(Panel):
             values["prediction_set"] = "|".join(probabilities.prediction_set)
         shown = self.predictor.describe(row)
         if self.rule is not None:
-            abstained = abstains(self.rule, probabilities)
+            abstained = abstains(self.rule, probabilities.confidence)
             values["abstained"] = "yes" if abstained else "no"
             shown = f"{text('abstained')} ({shown})" if abstained else shown
         return Summary(shown, values, 1 - probabilities.confidence)
 
 
-def abstains(rule: AbstentionRule, probabilities: ClassProbabilities) -> bool:
-    """Return whether the model abstains on a picture."""
-    return bool(rule.abstains(np.array([probabilities.confidence]))[0])
-
-
 def show_state(predictor: ClassifyPredictor, probabilities: ClassProbabilities, rule: AbstentionRule | None) -> str:
     """Return HTML that says whether the model abstains, and which classes are in the prediction set."""
     parts = []
-    if rule is not None and abstains(rule, probabilities):
-        values = {
-            "confidence": f"{probabilities.confidence:.3g}", "threshold": f"{rule.threshold:.3g}",
-            "coverage": f"{100 * rule.coverage:.0f}%", "risk": f"{rule.risk:.3f}", "loss": rule.loss,
-        }  # fmt: skip
-        parts.append(_box("abstained", "uncertain", f"{text('abstains')} {text('abstains_rule').format(**values)}"))
+    if rule is not None and abstains(rule, probabilities.confidence):
+        parts.append(show_abstention("abstained", rule, probabilities.confidence, text("abstains_classes")))
     held = probabilities.prediction_set
     if held is not None:
         cross, sets = predictor.answer.cross, predictor.answer.sets
@@ -99,10 +90,6 @@ def show_state(predictor: ClassifyPredictor, probabilities: ClassProbabilities, 
             shown = f"{classes} {reason.format(**values)}"
         parts.append(f'<div class="dm-hint" id="prediction-set">{html.escape(shown)}</div>')
     return "".join(parts)
-
-
-def _box(name: str, kind: str, shown: str) -> str:
-    return f'<div class="message {kind}" id="{name}">{html.escape(shown)}</div>'
 
 
 def show_probabilities(predictor: ClassifyPredictor, probabilities: Mapping[str, float]) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from dinomed.adapters.task import find_task
 from dinomed.apps.demos.serve import LOOPBACK, Address, choose_address, private_environment, serve
 from dinomed.apps.pages.examples import write_examples
 from dinomed.errors import UsageError
@@ -51,7 +52,7 @@ def serve_demo(
         browser: open the page in the browser of the user.
         device: auto, cpu, cuda, cuda:N or mps.
         save: folder for the decisions and corrected masks of a reviewer.
-        abstain: the classifier gives no answer below the threshold that abstained this share of val.
+        abstain: classifier and segmenter give no answer below the threshold that abstained this share of val.
         max_risk: the same by the threshold that keeps this mean loss on val.
         mask_text: mask burned-in text in pictures that are shown or saved.
 
@@ -113,26 +114,38 @@ def _mask_text(panels: Sequence["Panel"], image_index: "ImageIndex | None") -> N
 
 
 def _abstain(panels: Sequence["Panel"], abstain: float | None, max_risk: float | None) -> None:
-    """Let the panel of the classifier abstain.
+    """Let the panels of the classifier and of the segmenter abstain, each by its own threshold.
+
+    If one of the two has no thresholds, a warning names it.
 
     Raises:
-        UsageError: there is no classifier, or it has no thresholds for single images.
+        UsageError: there is neither, none has thresholds, or those of the classifier are not for single images.
     """
-    from dinomed.adapters.predictor import prediction_rule
+    from dinomed.adapters.predictor import Predictor, prediction_rule
     from dinomed.apps.demos.classify import ClassifyPanel
+    from dinomed.apps.demos.segment import SegmentPanel
 
-    for panel in panels:
-        if isinstance(panel, ClassifyPanel):
-            rule = prediction_rule(panel.predictor, abstain, max_risk, panel.predictor.unit)
-            assert rule is not None
-            if panel.predictor.unit != "image":
-                raise UsageError(
-                    "the thresholds of this classifier were chosen for groups, and the demo predicts single images; "
-                    "leave --abstain and --max-risk out, or use `dinomed predict --unit group`"
-                )
-            panel.abstain_by(rule)
-            return
-    raise UsageError("--abstain and --max-risk are for a classifier; add --classify FOLDER, or leave them out")
+    abstaining = [panel for panel in panels if isinstance(panel, ClassifyPanel | SegmentPanel)]
+    if not abstaining:
+        raise UsageError(
+            "--abstain and --max-risk are for a classifier and a segmenter; add --classify FOLDER or --segment FOLDER, "
+            "or leave them out"
+        )
+    some = any(getattr(panel.predictor, "abstention", None) is not None for panel in abstaining)
+    for panel in abstaining:
+        predictor = cast(Predictor, panel.predictor)  # launch loads adapters
+        if predictor.abstention is None and some:
+            title = find_task(predictor.task).title
+            logger.warning(f"the {title} has no thresholds of confidence: tab {panel.title} never abstains")
+            continue
+        rule = prediction_rule(predictor, abstain, max_risk, predictor.unit)
+        assert rule is not None
+        if predictor.unit != "image":
+            raise UsageError(
+                "the thresholds of this classifier were chosen for groups, and the demo predicts single images; "
+                "leave --abstain and --max-risk out, or use `dinomed predict --unit group`"
+            )
+        panel.abstain_by(rule)
 
 
 def _save_decisions(panels: Sequence["Panel"], predictors: Sequence["Predictor"], folder: Path) -> None:

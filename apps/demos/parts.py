@@ -29,6 +29,7 @@ from dinomed.isolation.images import (
     read_pixel_spacing_isolated,
     read_shown_isolated,
 )
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.video.facts import container_of
 from dinomed.video.video import LostFrame, Video
 
@@ -38,6 +39,28 @@ PREVIEW_PX = 2048  # of the longer side
 def message(kind: str, content: str) -> str:
     """Return a box with a text; its CSS class is its kind."""
     return f'<div class="message {kind}">{html.escape(content)}</div>'
+
+
+def abstains(rule: AbstentionRule, confidence: float) -> bool:
+    """Return whether a model abstains on a picture whose prediction has this confidence, 0 to 1."""
+    return bool(rule.abstains(np.array([confidence]))[0])
+
+
+def show_abstention(name: str, rule: AbstentionRule, confidence: float, note: str) -> str:
+    """Return HTML that says that a model abstains, and why.
+
+    Args:
+        name: of the element.
+        rule: its threshold.
+        confidence: of the prediction, below the threshold.
+        note: what is shown nevertheless.
+    """
+    values = {
+        "confidence": f"{confidence:.3g}", "threshold": f"{rule.threshold:.3g}",
+        "coverage": f"{100 * rule.coverage:.0f}%", "risk": f"{rule.risk:.3f}", "loss": rule.loss,
+    }  # fmt: skip
+    shown = f"{text('abstains')} {text('abstains_rule').format(**values)} {note}"
+    return f'<div class="message uncertain" id="{name}">{html.escape(shown)}</div>'
 
 
 PUT_AWAY = message("put-away", text("mask_removed"))
@@ -56,6 +79,7 @@ class Picture:
         frames: number of frames of the file.
         seconds: time of the frame, or None if the file states no rate.
         has_values: `inline_values` sends its values.
+        separate_channels: its channels are windows or neighbouring slices, no colours.
         problem: one line if the file is a video that does not hold what its header announces, or None.
         unmasked: `shown` with its burned-in text, if that is masked; the field of view is found in it. It is not
             displayed.
@@ -69,6 +93,7 @@ class Picture:
     frames: int = 1
     seconds: float | None = None
     has_values: bool = False
+    separate_channels: bool = False
     problem: str | None = None
     unmasked: np.ndarray | None = None
 

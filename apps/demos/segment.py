@@ -22,11 +22,20 @@ from dinomed.apps.demos.corrections import Corrections, apply_edits, correction_
 from dinomed.apps.demos.explore.tokens import PatchTokens
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel, run_consumers
-from dinomed.apps.demos.parts import PUT_AWAY, Picture, Summary, inline_map, read_picture
+from dinomed.apps.demos.parts import (
+    PUT_AWAY,
+    Picture,
+    Summary,
+    abstains,
+    inline_map,
+    read_picture,
+    show_abstention,
+)
 from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.explore.live_page import encode_features
 from dinomed.explore.similarity import compact_tokens
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel
 MAP_PX = 1024  # of the longer side of the map that the page gets
@@ -128,6 +137,11 @@ class SegmentPanel(Panel):
         self.recent = Recent(KEPT_PIXELS)
         self.corrections: Corrections | None = None
         self.has_patches = False
+        self.rule: AbstentionRule | None = None
+
+    def abstain_by(self, rule: AbstentionRule) -> None:
+        """Say that there is no answer for pictures on which the model abstains by this rule."""
+        self.rule = rule
 
     def save_decisions(self, corrections: Corrections) -> None:
         """Let reviewers correct masks, also by the features of patches, and save their decisions."""
@@ -157,7 +171,7 @@ class SegmentPanel(Panel):
             f'<div class="dm-field"><label for="min-share">{text("min_share")}</label>'
             f'<select id="min-share">{shares}</select></div>'
             f'<label class="dm-check"><input id="largest" type="checkbox"> {text("largest")}</label>'
-            '<div class="dm-result" aria-live="polite"></div>'
+            '<div class="dm-state" aria-live="polite"></div><div class="dm-result" aria-live="polite"></div>'
             '<div id="measures" hidden><dl class="dm-cards">'
             f'<div><dt>{text("lesions")}</dt><dd id="lesion-count"></dd></div>'
             f'<div><dt>{text("area")}</dt><dd><span id="area-px"></span> <small>px</small></dd></div>'
@@ -185,7 +199,19 @@ class SegmentPanel(Panel):
             "cut": round(self.cuts[which], 3),
             "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
             "levels": LEVELS, "highest": highest, "html": "", "patches": self._patches(picture, answers),
+            "state": self._state(answers),
         }  # fmt: skip
+
+    def _state(self, answers: Sequence[Any]) -> str:
+        """Return HTML that says that the model abstains; empty if it does not, or without a rule."""
+        if self.rule is None or not abstains(self.rule, confidence := self._confidence(answers)):
+            return ""
+        return show_abstention("mask-abstained", self.rule, confidence, text("abstains_masks"))
+
+    def _confidence(self, answers: Sequence[Any]) -> float:
+        """Return how sure the masks of all classes are, at the thresholds of the adapter, as `predict` compares it."""
+        assert isinstance(self.predictor, SegmentPredictor), "a rule comes from an adapter"
+        return self.predictor.confidence(answers[0])
 
     def _patches(self, picture: Picture, answers: Sequence[Any]) -> dict[str, Any] | None:
         """Return the features of the patches as `similarity.js` takes them, or None without corrections."""
@@ -222,6 +248,10 @@ class SegmentPanel(Panel):
             values["area_mm2"] = round(area * picture.spacing_mm[0] * picture.spacing_mm[1], 3)
             size = f"{values['area_mm2']:,.1f} mm² ({size})"
         shown = f"{len(lesions)} × {which}, {size}" if lesions else text("batch_nothing")
+        if self.rule is not None:
+            abstained = abstains(self.rule, self._confidence(answers))
+            values["abstained"] = "yes" if abstained else "no"
+            shown = f"{text('abstained')} ({shown})" if abstained else shown
         return Summary(shown, values, mask_uncertainty(probability, mask), area / mask.size, mask)
 
     def mask(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 function clearTrust() {
   for (const part of all(".dm-unlike, .dm-familiar")) part.hidden = true;
   for (const body of all(".dm-body")) body.hidden = false;
+  for (const state of all(".dm-state")) state.innerHTML = "";
 }
 
 /** Show the answer of a panel, or hold it back if the picture is unlike the training images. */
@@ -23,6 +24,8 @@ async function deliver(picture, name, result) {
     return;
   }
   panel.querySelector(".dm-result").innerHTML = result.html || "";
+  const state = panel.querySelector(".dm-state"); // whether the model abstains, which the outline leaves in place
+  if (state) state.innerHTML = result.state || "";
   if (result.map) await takeMap(picture, result);
   if (result.explore && current === picture) showExplore(picture, result.explore);
 }

@@ -86,7 +86,7 @@ def test_the_options_choose_the_rule_of_predict_or_are_refused() -> None:
     panel.predictor.abstention = table
     launch._abstain([panel], 0.2, None)
     assert panel.rule == table.at_coverage(0.8)
-    with pytest.raises(UsageError, match="are for a classifier"):
+    with pytest.raises(UsageError, match="are for a classifier and a segmenter"):
         launch._abstain([object.__new__(ExplorePanel)], 0.2, None)
     panel.predictor.unit = "group"
     with pytest.raises(UsageError, match="the demo predicts single images; leave --abstain and --max-risk out"):
