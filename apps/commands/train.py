@@ -73,8 +73,8 @@ class Training:
             described = {name: value for name, value in options.items() if name not in ("out", "overwrite")}
             _print_plan(plan_training(task, **described), self.as_json)
             label = targets.get("label")
-            joined_label = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
-            planned = after_dry_run(["train", task], vars(self) | joined_label)
+            task_options = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
+            planned = after_dry_run(["train", task], vars(self) | task_options)
             print_end([], planned, as_json=self.as_json, mark="# ")
         else:
             result = train(task, **options)

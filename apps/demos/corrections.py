@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.parts import Picture
@@ -22,6 +23,7 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
+from dinomed.images.intensity import SEPARATE_CHANNELS
 from dinomed.images.read import write_mask
 from dinomed.io.files import replacing, sha256_file
 
@@ -93,8 +95,11 @@ class Corrections:
         if text_mask is not None:
             pixels, regions = text_mask.count(pixels)
             masked = {MASKED_COLUMN: str(regions)}
+        info = PngInfo()
+        if picture.separate_channels and pixels.ndim == 3:
+            info.add_text(SEPARATE_CHANNELS, "1")  # so that a backbone of one channel refuses to mix them
         with replacing(self.folder / image) as temporary:
-            Image.fromarray(pixels).save(temporary, format="PNG")
+            Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info)
         if mask is not None:
             write_mask(self.folder / mask_name, mask)
         row = {

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.images.decode import first_bytes, open_image
 from dinomed.images.dicom.frame_times import locate_frame
 from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
 from dinomed.images.dicom.windows import GrayWindow
 from dinomed.images.frames import parse_frame
 from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
-from dinomed.images.intensity import IntensityConfig
+from dinomed.images.intensity import SEPARATE_CHANNELS, IntensityConfig
 from dinomed.images.read import MAX_PIXELS, PLAIN, UnreadableImage, read_image, read_shown
 from dinomed.isolation.pool import shared_pool
+
+_PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a file
 
 
 def read_image_isolated(
@@ -70,11 +73,13 @@ class PictureFacts:
         frames: number of frames.
         seconds: time of the frame, or None if the file states no rate.
         has_values: `read_gray_values_isolated` reads its values.
+        separate_channels: its channels are windows or neighbouring slices (`SEPARATE_CHANNELS`), no colours.
     """
 
     frames: int
     seconds: float | None
     has_values: bool
+    separate_channels: bool = False
 
 
 def read_facts_isolated(path: str | Path, frame: int, max_pixels: int) -> PictureFacts:
@@ -141,7 +146,11 @@ def gray_values(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any] 
 def picture_facts(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any], np.ndarray]:
     """Read `PictureFacts` as a dictionary; for the decoding process."""
     frames, seconds = locate_frame(path, frame, max_pixels)
-    return asdict(PictureFacts(frames, seconds, has_gray_values(path, max_pixels))), np.zeros(0)
+    separate = False
+    if first_bytes(path, len(_PNG)) == _PNG:
+        with open_image(path, max_pixels) as image:
+            separate = SEPARATE_CHANNELS in image.info
+    return asdict(PictureFacts(frames, seconds, has_gray_values(path, max_pixels), separate)), np.zeros(0)
 
 
 def pixel_spacing(path: str) -> tuple[str | None, np.ndarray]:

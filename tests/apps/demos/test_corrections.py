@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dinomed.apps.demos.corrections import MANIFEST_FILE, Corrections, apply_edits, check_savable
-from dinomed.apps.demos.parts import Picture
+from dinomed.apps.demos.parts import Picture, read_picture
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
-from dinomed.images.intensity import IntensityConfig
+from dinomed.images.intensity import SEPARATE_CHANNELS, IntensityConfig
 from dinomed.images.read import read_image, read_mask
 
 
@@ -43,6 +44,21 @@ def test_a_decision_is_an_image_a_mask_and_a_row_and_the_next_one_replaces_it(tm
         assert (read_image(tmp_path / name, channels=expected.shape[-1]) == expected).all()
         if seed != 3:
             assert (read_mask(tmp_path / manifest.column("mask")[row]) == mask).all()
+
+
+def test_windows_as_channels_stay_marked_so_that_they_are_not_mixed(tmp_path: Path) -> None:
+    info = PngInfo()
+    info.add_text(SEPARATE_CHANNELS, "1")
+    Image.fromarray(picture(1).pixels).save(tmp_path / "slice.png", pnginfo=info)
+    Image.fromarray(picture(2).pixels).save(tmp_path / "photo.png")
+    corrections = Corrections(tmp_path / "saved", "weights")
+    for name, marked in (("slice.png", True), ("photo.png", False)):
+        opened, _ = read_picture(str(tmp_path / name), Preprocessing(image_size=16))
+        assert opened is not None
+        row = corrections.save(opened, np.ones((20, 30), bool), "accepted", 0.5, "")
+        saved = tmp_path / "saved" / row["image"]
+        assert (read_image(saved) == opened.pixels).all()
+        assert (SEPARATE_CHANNELS in Image.open(saved).info) == marked
 
 
 def test_frames_of_a_file_are_rows_of_one_group(tmp_path: Path) -> None:
