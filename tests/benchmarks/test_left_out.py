@@ -1,10 +1,13 @@
 """Parts of the benchmarks of left-out centres and of masked text, whose runs take minutes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+
+from dinomed.datasets.manifest import build_manifest
 
 Script = Callable[[str], ModuleType]
 
@@ -31,6 +34,23 @@ def test_a_centre_of_one_group_ends_the_program_with_a_remedy(script: Script) ->
         centre.check_groups(np.array(list("xxxxxxyy")), groups)
     first, second = centre.halves([np.arange(3)])
     assert (len(first), len(second), second.dtype.kind) == (3, 0, "i")
+
+
+def test_the_gap_between_centres_is_that_of_the_predictions_without_them(script: Script) -> None:
+    count = 60
+    columns = {
+        "image": [f"{row}.png" for row in range(count)], "sha256": [f"{row:064x}" for row in range(count)],
+        "width": [8] * count, "height": [8] * count, "bytes": [1] * count, "mode": ["RGB"] * count,
+        "format": ["PNG"] * count, "centre": ["C1"] * 25 + ["C2"] * 25 + ["C3"] * 10,
+        "group": [f"g{row}" for row in range(count)],
+    }  # fmt: skip
+    dice = np.array([0.2, 0.4] * 12 + [0.3] + [0.7] * 25 + [0.0] * 10)
+    summary = script("left_out_centre").summarize_gap(build_manifest(columns, Path(".")), "centre", dice)
+    gap = summary["gap"]
+    assert (gap["worst"], gap["best"], gap["too_small"]) == ("C1", "C2", ["C3"])  # C3 has 10 groups
+    assert gap["gap"] == pytest.approx(0.4)
+    assert gap["low"] < 0.4 < gap["high"]
+    assert summary["all"]["value"] == pytest.approx(dice.mean())
 
 
 def test_planted_text_changes_the_picture_and_the_table_counts_it(script: Script) -> None:
