@@ -1,5 +1,7 @@
-"""Bundles of every head without a fit, whose predictions differ between images."""
+"""Bundles of every head without a fit, whose predictions differ between images; MONAI bundles are run and compared."""
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.bundle import open_output, save_bundle
@@ -15,6 +18,7 @@ from dinomed.adapters.fitting.config import BackboneTuneConfig
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.decoders import DECODERS
 from dinomed.adapters.heads.solved.solve import Examples, SolvedClassifier
+from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -25,7 +29,12 @@ from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.features.compute import compute_features
+from dinomed.images.read import read_image
 
+Rows = dict[str, dict[str, str]]
+NEAR = 1e-4
+"""Probabilities closer than this to a decision may be decided either way: TorchScript and dinomed sum float32 in other
+orders, as in `dinomed.adapters.export.parity`."""
 SIZE = 64  # px, 8 patches a side: the smallest at which the decoders halve something
 CONFIGS = {"classify": ClassifyConfig, "segment": SegmentConfig, "depth": DepthConfig}
 _FIVE = {"decoder_channels": [32, 16, 16, 8, 8]}
@@ -137,3 +146,87 @@ def _usage(task: str, kind: str, classes: tuple[str, ...]) -> dict[str, Any]:
     codes = {"binary": [1], "multiclass": list(range(len(classes)))}.get(kind, [2**i for i in range(len(classes))])
     usage: dict[str, Any] = {"mask_schema": {"kind": kind, "names": list(classes), "codes": codes}, "views": views}
     return usage | ({"thresholds": [0.35, 0.6, 0.5][: len(classes)]} if kind == "multilabel" else {})
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of all that MONAI could read otherwise: sizes, orientation, transparency, modes, names."""
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "sub").mkdir()
+    draw = np.random.default_rng(3)
+
+    def noise(height: int, width: int, channels: int) -> np.ndarray:
+        rows = np.linspace(0, 200, height)[:, None, None]
+        columns = np.linspace(0, 1, width)[None, :, None]
+        return (rows * columns + draw.integers(0, 56, (height, width, channels))).astype(np.uint8)
+
+    Image.fromarray(noise(90, 131, 3)).save(folder / "large.png")
+    Image.fromarray(noise(64, 64, 3)).save(folder / "same.png")
+    Image.fromarray(noise(40, 30, 3)).save(folder / "sub" / "small.png")
+    Image.fromarray(noise(75, 50, 4)).save(folder / "transparent.png")
+    Image.fromarray(noise(50, 75, 3)[..., 0]).save(folder / "gray.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: turn it by a quarter
+    Image.fromarray(noise(52, 97, 3)).save(folder / "same.jpg", exif=turned)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_bundle() -> Callable[[Path, Path], dict[str, Any]]:
+    """Run a bundle on a folder of images as ``python -m monai.bundle run`` does; return `predictions.json`."""
+    from monai.bundle import run as run_monai
+
+    def run_one(bundle: Path, images: Path) -> dict[str, Any]:
+        file = str(bundle / "configs" / "inference.json")
+        run_monai(config_file=file, bundle_root=str(bundle), dataset_dir=str(images))
+        return dict(json.loads((bundle / "output" / "predictions.json").read_text()))
+
+    return run_one
+
+
+@pytest.fixture
+def predicted_rows(run: Callable[..., tuple[int, str, str]]) -> Callable[[Path, Path, Path], Rows]:
+    """Return the rows that `dinomed predict` writes for an adapter, by the path of the image in its folder."""
+
+    def predict(adapter: Path, images: Path, out: Path) -> Rows:
+        code, _, err = run("predict", adapter, images, "-o", out, "--names", "--quiet")
+        assert code == 0, err
+        with open(out / "predictions.csv", newline="") as file:
+            return {row["image"]: row for row in csv.DictReader(file)}
+
+    return predict
+
+
+@pytest.fixture
+def compare_masks(predicted_rows: Callable[[Path, Path, Path], Rows]) -> Callable[..., set[int]]:
+    """Check that the masks of a bundle are those of `dinomed predict`; return their values."""
+
+    def compare(entries: list[dict[str, str]], adapter: Path, images: Path, out: Path) -> set[int]:
+        rows, predictor = predicted_rows(adapter, images, out), load_adapter(adapter)
+        assert len(entries) == len(rows) == 6
+        assert len({entry["file"] for entry in entries}) == 6  # same.png and same.jpg have a file each
+        seen: set[int] = set()
+        for entry in entries:
+            name = str(Path(entry["image"]).relative_to(images))
+            label = np.asarray(Image.open(entry["file"]))
+            mask = np.asarray(Image.open(out / rows[name]["mask"]))
+            assert label.shape == mask.shape
+            assert label.dtype == mask.dtype
+            clear = _decided_clearly(predictor, read_image(images / name))
+            assert clear.mean() > 0.99
+            assert np.array_equal(label[clear], mask[clear])
+            seen |= set(np.unique(label).tolist())
+        assert len(seen) > 1  # a mask of one value would be equal whatever was resized
+        return seen
+
+    return compare
+
+
+def _decided_clearly(predictor: Any, image: np.ndarray) -> np.ndarray:
+    """Return the pixels (H, W) whose decision rounding errors do not change."""
+    values = predictor.probabilities(image)
+    if predictor.exclusive:
+        first, second = np.sort(values, axis=0)[::-1][:2]
+        return np.asarray(first - second > NEAR)
+    limits = np.array(predictor.thresholds)[:, None, None]
+    return np.asarray((np.abs(values - limits) > NEAR).all(axis=0))

@@ -137,6 +137,28 @@ def test_onnx_predicts_the_same(name: str, task: str, make_adapter: Make, tmp_pa
         assert np.abs(outputs[-1] - predicted(ours, image)).max() < CLOSE
 
 
+@pytest.mark.parametrize(
+    ("name", "task"), [("EVA-02 of timm", "segment"), ("SigLIP 2 of timm", "classify"), ("CLIP", "classify")]
+)
+def test_the_bundle_runner_of_monai_gives_what_dinomed_predict_gives(
+    name: str, task: str, make_adapter: Make, tmp_path: Path, images: Path, run_bundle: Callable[..., dict[str, Any]],
+    predicted_rows: Callable[..., dict[str, dict[str, str]]], compare_masks: Callable[..., set[int]],
+) -> None:  # fmt: skip
+    adapter = make_head(task, name, make_adapter, tmp_path)
+    export(load_source(str(adapter)), "monai", tmp_path / "bundle")
+    answer = run_bundle(tmp_path / "bundle", images)
+    if task == "segment":
+        assert compare_masks(answer["images"], adapter, images, tmp_path / "out") == {0, 255}
+        return
+    rows = predicted_rows(adapter, images, tmp_path / "out")
+    assert len(answer["images"]) == len(rows) == 6
+    for entry in answer["images"]:
+        row = rows[str(Path(entry["image"]).relative_to(images))]
+        assert entry["label"] == row["predicted"]
+        expected = [float(row[each]) for each in answer["classes"]]
+        assert entry["probabilities"] == pytest.approx(expected, abs=CLOSE)
+
+
 def test_a_backbone_alone_keeps_its_statistics(tmp_path: Path) -> None:
     backbone = load_backbone(write_family("CLIP", tmp_path / "clip"), mean=STD, std=MEAN)
     export(ExportSource(backbone), "safetensors", tmp_path / "out")
