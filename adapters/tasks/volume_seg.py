@@ -7,6 +7,7 @@ series with its geometry and its values.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,9 @@ from dinomed.adapters.writer import VolumeSegOptions
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.dicom.patient import PATIENT, STUDY, known_patients
 from dinomed.images.dicom.write_segmentation import (
+    FramePlace,
     SegmentationSettings,
+    build_frames_segmentation,
     build_volume_segmentation,
     check_highdicom,
     read_source,
@@ -64,15 +67,26 @@ class VolumeSegmentations:
         Raises:
             DinomedError: a file of the series cannot have a segmentation. The message is a reason without the path.
         """
-        headers = []
-        for frame in self.sources[name].frames:
-            header = read_source(frame.path)
-            if self._settings.key is not None and self._patients[name] is not None:
-                header.PatientID = self._patients[name]
-            headers.append(header)
-        number = list(self.sources).index(name) + 1
-        frames = masks.transpose(0, 3, 2, 1).astype(np.uint8)
-        write_segmentation(path, build_volume_segmentation(headers, frames, self._settings, number))
+        number, frames = list(self.sources).index(name) + 1, self.sources[name].frames
+        planes = masks.transpose(0, 3, 2, 1).astype(np.uint8)
+        if len({frame.path for frame in frames}) == 1:
+            order = np.argsort([frame.number for frame in frames])
+            places = [
+                FramePlace(frame.position, frame.orientation, frame.spacing) for frame in (frames[k] for k in order)
+            ]
+            header = self._read(frames[0].path, name, several_frames=True)
+            segmentation = build_frames_segmentation(header, places, planes[:, order], self._settings, number)
+        else:
+            headers = [self._read(frame.path, name) for frame in frames]
+            segmentation = build_volume_segmentation(headers, planes, self._settings, number)
+        write_segmentation(path, segmentation)
+
+    def _read(self, path: str, name: str, *, several_frames: bool = False) -> Any:
+        """Return the elements of a file of a volume, with the Patient ID that is known by another file of its study."""
+        header = read_source(path, several_frames=several_frames)
+        if self._settings.key is not None and self._patients[name] is not None:
+            header.PatientID = self._patients[name]
+        return header
 
 
 def _match(records: Mapping[str, VolumeRecord], place: Path) -> dict[str, VolumeSource]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
+from pydicom.uid import EnhancedCTImageStorage
 
 import dinomed
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor
@@ -170,3 +171,56 @@ def test_a_slice_without_a_uid_leaves_the_nifti_file_and_says_why(
     )
     assert (row["dicom_seg"], Path(row["file"]).suffix) == ("", ".gz")
     assert any("no DICOM segmentation" in record.message for record in caplog.records)
+
+
+def test_an_enhanced_image_comes_back_with_its_geometry_and_its_frames_are_named(
+    user_folder: Path, tmp_path: Path
+) -> None:
+    values, order = numbers((5, 24, 32)), [3, 0, 4, 1, 2]  # frames are in another order than their positions
+    files = [dcmread(path) for path in write_series(tmp_path / "series", values, orientation=OBLIQUE)]
+    enhanced, shared, measures, plane = files[0], Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = enhanced.PixelSpacing, enhanced.SliceThickness
+    plane.ImageOrientationPatient = enhanced.ImageOrientationPatient
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence, groups = [measures], [plane], []
+    for number in order:
+        group, position = Dataset(), Dataset()
+        position.ImagePositionPatient = files[number].ImagePositionPatient
+        group.PlanePositionSequence = [position]
+        groups.append(group)
+    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    enhanced.NumberOfFrames, enhanced.PixelData = 5, b"".join(files[number].PixelData for number in order)
+    enhanced.SharedFunctionalGroupsSequence, enhanced.PerFrameFunctionalGroupsSequence = [shared], groups
+    enhanced.SeriesDescription = enhanced.FrameComments = MARKER
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        del enhanced[name]
+    (tmp_path / "in").mkdir()
+    enhanced.save_as(tmp_path / "in" / "a.dcm")
+    written = dinomed.slices(tmp_path / "in", tmp_path / "slices", keep_ids=True)
+    assert written.problems == []
+    dinomed.predict(
+        user_folder / "seg", written.manifest, tmp_path / "out", volumes=True, dicom_seg=True, series=tmp_path / "in",
+        backbone=user_folder / "ssl", sheet=False,
+    )  # fmt: skip
+    ((name, row),) = rows_of(tmp_path / "out" / "volumes.csv").items()
+    assert row["problem"] == "", name
+    path = tmp_path / "out" / row["dicom_seg"]
+    (source,) = find_volumes([tmp_path / "in"]).sources
+    grid = read_volume(source).grid
+    expected = np.asarray(nibabel.load(tmp_path / "out" / row["file"]).dataobj)
+    assert 0 < expected.sum() < expected.size
+    assert np.array_equal(read_mask_volume(path, grid), expected)
+    theirs = hd.seg.segread(path).get_volume(combine_segments=True)
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)]) * [31, 23, 4, 1]
+    affine, labels = lps_to_ras(theirs.affine)[:, [2, 1, 0, 3]], theirs.array.transpose(2, 1, 0)
+    if not np.allclose(affine @ corners[0], grid.affine @ corners[0], atol=1e-4):  # slices backwards
+        affine = affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 4], [0, 0, 0, 1.0]])
+        labels = labels[:, :, ::-1]
+    np.testing.assert_allclose(affine @ corners.T, grid.affine @ corners.T, atol=1e-4)
+    assert np.array_equal(labels, expected)
+    plain = dcmread(path)
+    for group in plain.PerFrameFunctionalGroupsSequence:
+        (item,) = group.DerivationImageSequence[0].SourceImageSequence
+        assert item.ReferencedSOPInstanceUID == enhanced.SOPInstanceUID
+        place = groups[int(item.ReferencedFrameNumber) - 1].PlanePositionSequence[0].ImagePositionPatient
+        assert _rounded(group.PlanePositionSequence[0].ImagePositionPatient) == _rounded(place)
+    assert MARKER.encode() not in path.read_bytes()

@@ -1,4 +1,4 @@
-"""Writing of DICOM segmentations (SEG) for a single-frame DICOM image or for a series of them, by highdicom.
+"""Writing of DICOM segmentations (SEG) by highdicom: for a single-frame DICOM image, a series, or an enhanced image.
 
 A segmentation holds the elements that the standard requires: references to the image and its study, series and frame of
 reference (UIDs), its geometry, the segments, and the program. Identifiers of the patient and the study are copied only
@@ -71,18 +71,31 @@ class SegmentationSettings:
     key: bytes | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class FramePlace:
+    """The place of a frame of an enhanced multi-frame image, as of `dinomed.volumes.series.DicomFrame`."""
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+
+
 def check_highdicom() -> None:
     """Raise a `UsageError` if highdicom is not installed."""
     if installed_version("highdicom") is None:
         raise UsageError(f"DICOM segmentations need the package highdicom; {INSTALL}")
 
 
-def read_source(path: str | Path) -> Any:
+def read_source(path: str | Path, *, several_frames: bool = False) -> Any:
     """Read the elements of an image without its pixels, for `build_segmentation`.
+
+    Args:
+        path: the file.
+        several_frames: read an image of several frames too.
 
     Raises:
         DinomedError: the file is damaged, lacks a UID that a segmentation must reference, is itself a segmentation, or
-            has several frames. The message is a reason without the path.
+            has several frames that are not allowed. The message is a reason without the path.
     """
     tags = [*_REFERENCES, *_GEOMETRY, *_DEFINED_TERMS, *_IDENTIFIERS, "NumberOfFrames", *FUNCTIONAL_GROUPS]
     try:
@@ -97,7 +110,7 @@ def read_source(path: str | Path) -> Any:
         raise DinomedError(f"DICOM without {missing[0]}, which a DICOM segmentation must reference")
     if is_segmentation(source):
         raise DinomedError("a DICOM segmentation, not an image")
-    if frames > 1 or any(functional_groups):
+    if not several_frames and (frames > 1 or any(functional_groups)):
         raise DinomedError("a DICOM of several frames; DICOM segmentations are written for single-frame images only")
     return source
 
@@ -134,7 +147,31 @@ def build_volume_segmentation(
     return _build(sources, masks, settings, instance)
 
 
-def _build(sources: Sequence[Any], masks: np.ndarray, settings: SegmentationSettings, instance: int) -> Any:
+def build_frames_segmentation(
+    source: Any, places: Sequence[FramePlace], masks: np.ndarray, settings: SegmentationSettings, instance: int
+) -> Any:
+    """Return the segmentation object of an enhanced multi-frame image, with a frame for each frame and segment.
+
+    Args:
+        source: result of `read_source` with `several_frames`.
+        places: of each frame, in the order of the file; orientation and spacing are those of all.
+        masks: uint8 (segments, frames, H, W) of 0 and 1, in the order of the file.
+        settings: names of the segments, model and identifiers.
+        instance: number of the image in its prediction, from 1.
+
+    Raises:
+        DinomedError: the elements of the image do not fit a segmentation. The message is a reason without the path.
+    """
+    return _build([source], masks, settings, instance, places)
+
+
+def _build(
+    sources: Sequence[Any],
+    masks: np.ndarray,
+    settings: SegmentationSettings,
+    instance: int,
+    places: Sequence[FramePlace] = (),
+) -> Any:
     from highdicom.seg import Segmentation
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -145,8 +182,11 @@ def _build(sources: Sequence[Any], masks: np.ndarray, settings: SegmentationSett
         with quiet_pillow:
             if any(masks.shape[2:] != (int(one.Rows), int(one.Columns)) for one in sources):
                 raise DinomedError("the mask has another size than its DICOM")
+            described = [_described(source, settings) for source in sources]
+            if places:
+                _describe_frames(described[0], source, places)
             segmentation = Segmentation(
-                [_described(source, settings) for source in sources],
+                described,
                 np.moveaxis(masks, 0, -1),
                 "BINARY",
                 [_segment(number, name, settings.model, version) for number, name in enumerate(settings.names, 1)],
@@ -208,6 +248,37 @@ def _described(source: Any, settings: SegmentationSettings) -> Any:
         digest = hashlib.sha256(str(source.StudyInstanceUID).encode()).hexdigest()
         described.PatientID = described.PatientName = f"anonymous-{digest[:12]}"
     return described
+
+
+def _describe_frames(described: Any, source: Any, places: Sequence[FramePlace]) -> None:
+    """Add functional groups that hold the geometry of the frames of `source`, and nothing else."""
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import format_number_as_ds
+
+    def item_of(**elements: Any) -> Any:
+        item = Dataset()
+        for name, value in elements.items():
+            setattr(item, name, value)
+        return item
+
+    def numbers(values: Sequence[float]) -> list[str]:
+        return [format_number_as_ds(float(value)) for value in values]
+
+    first, shared = places[0], (source.get(FUNCTIONAL_GROUPS[0]) or [{}])[0]
+    measures = item_of(PixelSpacing=numbers(first.spacing))
+    for part in (shared.get("PixelMeasuresSequence") or [])[:1]:
+        for name in ("SliceThickness", "SpacingBetweenSlices"):
+            if part.get(name) is not None:
+                measures[name] = part[name]
+    plane = item_of(ImageOrientationPatient=numbers(first.orientation))
+    groups = [
+        item_of(PlanePositionSequence=[item_of(ImagePositionPatient=numbers(place.position))]) for place in places
+    ]
+    described.NumberOfFrames = len(places)
+    described.SharedFunctionalGroupsSequence = [
+        item_of(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])
+    ]
+    described.PerFrameFunctionalGroupsSequence = groups
 
 
 def _segment(number: int, name: str, model: str, version: str) -> Any:
