@@ -56,7 +56,10 @@ def test_small_models_are_equal_at_all_sizes(
 
 @pytest.mark.parametrize(
     ("name", "timm_name"),
-    [("dinov2_vits14", "vit_small_patch14_dinov2"), ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2")],
+    [
+        pytest.param("dinov2_vits14", "vit_small_patch14_dinov2", marks=pytest.mark.long),
+        ("dinov2_vits14_reg", "vit_small_patch14_reg4_dinov2"),
+    ],
 )
 def test_the_released_small_architecture_is_equal_at_518(
     name: str, timm_name: str, randomize: Callable[..., None], difference: Callable[..., float]

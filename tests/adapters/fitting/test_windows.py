@@ -173,12 +173,13 @@ def test_thresholds_are_chosen_with_the_views_of_prediction(
     predictor = load_adapter(folder)
     assert isinstance(predictor, SegmentPredictor)
     val = large.select(split="val")
-    images = [read_image(val.path(row)) for row in range(len(val))]
+    maps = [predictor.probability(read_image(val.path(row))) for row in range(len(val))]
+    masks = [BINARY.read(val, row)[0] == 1 for row in range(len(val))]
     scores = []
     for cut in THRESHOLDS:  # by hand, in double precision
         dice = []
-        for row, image in enumerate(images):
-            guess, targets = predictor.probability(image) >= cut, BINARY.read(val, row)[0] == 1
+        for probability, targets in zip(maps, masks, strict=True):
+            guess = probability >= cut
             dice.append(2 * (guess & targets).sum() / (guess.sum() + targets.sum()))
         scores.append(dice)
     means, best = np.mean(scores, axis=1), np.array(scores[int(np.argmax(np.mean(scores, axis=1)))])

@@ -23,7 +23,7 @@ SHORT = ["fit.epochs=1", "fit.min_steps=0", "image_size=32"]
         ("classify", ["head.name=logistic"], 2),
         pytest.param("segment", ["augment=light", "augment_copies=2"], None, marks=pytest.mark.long),
         pytest.param("segment", ["augment=none", "aspect=keep"], None, marks=pytest.mark.long),
-        pytest.param("classify", ["head.name=logistic", "aspect=keep"], None, marks=pytest.mark.long),
+        ("classify", ["head.name=logistic", "aspect=keep"], None),
     ],
     ids=["linear", "auto", "folds", "copies", "rectangles", "rectangles without patches"],
 )
