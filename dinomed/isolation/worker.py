@@ -19,6 +19,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints does not mix with the answers
     for number in (signal.SIGINT, signal.SIGTERM):  # for the program, which closes the standard input
         signal.signal(number, signal.SIG_IGN)
+    os.environ["DINOMED_DECODE_HERE"] = "1"  # a function that asks for a decoding process is in one
     settings, _ = read_message(requests, 0)
     limits = DecodingLimits(**settings["limits"])
     for module in settings["modules"]:

@@ -1,10 +1,11 @@
 """The functions of `dinomed.video.video` that run in a decoding process.
 
 The newest videos stay open between calls; of others the index of their frames is kept, so that a video is read as a
-whole once.
+whole once. With DINOMED_DECODE_HERE=1 threads of the program itself call them, one at a time.
 """
 
 import os
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from dinomed.video.source import DecodingPaused, FrameSource
 _OPEN = 2  # videos that stay open
 _KEPT, _KEPT_FRAMES = 128, 300_000  # videos whose index is kept, and their frames, of about 150 bytes each
 _sources: OrderedDict[tuple[str, int, int], FrameSource] = OrderedDict()  # the newest last
+_lock = threading.Lock()  # of `_sources` and of all videos in it
 
 
 def open_source(path: str) -> FrameSource:
@@ -39,7 +41,8 @@ def open_source(path: str) -> FrameSource:
 
 def read_facts(path: str) -> tuple[dict[str, Any], None]:
     """Return the facts of a video as JSON types."""
-    return asdict(_source(path).facts), None
+    with _lock:
+        return asdict(_source(path).facts), None
 
 
 def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -49,7 +52,12 @@ def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, 
         ``facts`` of the video, ``frames`` as (number, time in s), and ``next``, the number from which to continue,
         None after the last frame of the video; and the pixels, uint8 (frames, H, W, 3), None without a frame.
     """
-    source, limit = _source(path), time.process_time() + decoding_limits().cpu_s / 4
+    with _lock:
+        return _read_frames(_source(path), start, stop, step)
+
+
+def _read_frames(source: FrameSource, start: int, stop: int, step: int) -> tuple[dict[str, Any], np.ndarray | None]:
+    limit = time.process_time() + decoding_limits().cpu_s / 4
     frames: list[tuple[int, float]] = []
     pixels: list[np.ndarray] = []
     following: int | None = start
@@ -72,18 +80,6 @@ def read_frames(path: str, start: int, stop: int, step: int) -> tuple[dict[str, 
             following = frame.number + step
     content = {"facts": asdict(source.facts), "frames": frames, "next": following}
     return content, np.stack(pixels) if pixels else None
-
-
-def read_stream_frame(path: str, number: int) -> np.ndarray:
-    """Return a frame of a DICOM file that holds a video stream, uint8 RGB (H, W, 3).
-
-    Raises:
-        UnreadableImage: the stream or the frame cannot be read.
-    """
-    frame = _source(path).advance(number) if number >= 0 else None
-    if frame is None or frame.number != number:
-        raise UnreadableImage(path, f"frame {number} cannot be decoded, or is not in the file")
-    return frame.pixels
 
 
 def _source(path: str) -> FrameSource:

@@ -1,6 +1,8 @@
 """Video streams in DICOM files: the frames of the plain file, and one line for what does not fit."""
 
 import runpy
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.read import read_header, read_image
 from dinomed.isolation.images import read_image_isolated
+from dinomed.isolation.pool import DecodingPool
 from dinomed.video.facts import is_video
 from dinomed.video.video import Video
 
@@ -60,6 +63,24 @@ def test_frames_are_those_of_the_plain_file(tmp_path: Path, suffix: str) -> None
     assert np.array_equal(read_image(path), pixels[0])
     assert np.array_equal(read_image(path / "frame_000052"), pixels[52])
     assert np.array_equal(read_image_isolated(path, frame=7), pixels[7])
+
+
+@pytest.mark.parametrize("here", ["", "1"])
+def test_threads_read_streams_in_decoding_processes_or_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    monkeypatch.setenv("DINOMED_DECODE_HERE", here)
+    pool, sources = DecodingPool(), OrderedDict[Any, Any]()
+    monkeypatch.setattr("dinomed.video.video.shared_pool", lambda: pool)
+    monkeypatch.setattr("dinomed.video.decoding._sources", sources)
+    stream = plain(tmp_path, "mp4")
+    paths = [wrapped(tmp_path / f"{name}.dcm", stream) for name in "abcd"]
+    asked = [(path, frame) for frame in (3, 60, 10, 85) for path in paths]
+    with ThreadPoolExecutor(8) as threads:
+        read = list(threads.map(lambda each: number_in(read_image(each[0], frame=each[1])), asked))
+    pool.close()
+    assert read == [frame for _, frame in asked]
+    assert len(sources) == (4 if here else 0)
 
 
 def test_fragments_are_one_stream(tmp_path: Path) -> None:

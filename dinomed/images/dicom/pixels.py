@@ -33,7 +33,7 @@ from dinomed.images.intensity import IntensityConfig, to_range
 
 FALLBACK = (0.5, 99.5)
 """Percentiles for an image without a window."""
-_VIDEO_READER = "dinomed.video.decoding"  # imported late: videos are built on images
+_VIDEO_READER = "dinomed.video.video"  # imported late: videos are built on images
 
 
 def read_dicom_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
@@ -141,7 +141,7 @@ class DicomFrames:
         from pydicom.uid import JPEGBaseline8Bit
 
         if self.header.video_stream:
-            frame: np.ndarray = import_module(_VIDEO_READER).read_stream_frame(str(self._path), number)
+            frame: np.ndarray = import_module(_VIDEO_READER).Video(self._path).read(number).pixels
             return frame
         if not 0 <= number < self.header.frames:
             raise UnreadableImage(self._path, f"has no frame {number}: it has {self.header.frames:,} frames")
