@@ -50,15 +50,8 @@ constraints: $(VENV)/.installed-dev ## Write the versions in .venv to constraint
 		| grep -E '^[A-Za-z0-9._-]+==' | grep -viE '^(dinomed|nvidia-|cuda-|triton|uv=)'; } > constraints.new
 	mv constraints.new constraints.txt
 
-# The lowest version of each requirement of pyproject.toml, and the newest of all others, in an environment of its own.
-FLOORS := .venv-floors
-FLOOR_TESTS := tests/io tests/layers tests/images tests/backbones tests/features tests/metrics tests/adapters/heads
-
 floors: ## Install the lowest versions of pyproject.toml into .venv-floors, and run core tests (needs a package index)
-	$(PYTHON) -m venv --clear $(FLOORS)
-	$(FLOORS)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(FLOORS) $(FLOORS)/bin/uv pip install --resolution lowest-direct --editable '.[test]'
-	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -m "not long and not browser" $(FLOOR_TESTS) $(ARGS)
+	$(PYTHON) .ci/floors.py --workers $(WORKERS) $(ARGS)
 
 # Without the extra `umap`, which is not in the tested set. The marks of the lines cover other systems and versions.
 lock: $(VENV)/.installed-dev ## Write requirements.lock: all versions of constraints.txt with hashes (needs a package index)
