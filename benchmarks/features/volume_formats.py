@@ -4,10 +4,10 @@
 
 Files are written by nibabel, pydicom and highdicom: NIfTI in all 48 orders of the axes, oblique and anisotropic NIfTI
 with a sform or a qform only, NIfTI-2, DICOM series (straight, oblique, of a tilted gantry), enhanced multi-frame DICOM,
-and DICOM segmentations. Each is read by dinomed (`dinomed slices`), and a label map is written in its geometry
-(`dinomed predict --volumes`) and read by the other library. *Error* is the largest distance of a corner voxel from its
-place by the other library, in mm, over all files of a row. *Values* says whether all voxels are equal. The output is a
-table in Markdown.
+and DICOM segmentations; with SimpleITK installed also oblique MetaImage and NRRD, every second one compressed. Each is
+read by dinomed (`dinomed slices`), and a label map is written in its geometry (`dinomed predict --volumes`) and read by
+the other library. *Error* is the largest distance of a corner voxel from its place by the other library, in mm, over
+all files of a row. *Values* says whether all voxels are equal. The output is a table in Markdown.
 """
 
 import argparse
@@ -37,6 +37,7 @@ from dinomed.images.dicom.write_segmentation import (
 )
 from dinomed.volumes.find import find_volumes
 from dinomed.volumes.geometry import lps_to_ras
+from dinomed.volumes.itk import write_volume, written_suffix
 from dinomed.volumes.masks import read_mask_volume
 from dinomed.volumes.nifti import write_nifti
 from dinomed.volumes.read import Volume, read_volume
@@ -119,6 +120,43 @@ def nifti_rows(folder: Path, rotations: int) -> Iterator[FormatRow]:
     yield compare_nifti("NIfTI-1, oblique, qform only", by_qform, folder, ".nii.gz")
     second = [nibabel.Nifti2Image(values_of(n), affine) for n, affine in enumerate(affines(rotations))]
     yield compare_nifti("NIfTI-2, oblique and anisotropic", second, folder, ".nii")
+
+
+def itk_rows(folder: Path, all_affines: list[np.ndarray]) -> Iterator[FormatRow]:
+    """Compare files of SimpleITK, and the label maps that it reads back; no row without SimpleITK."""
+    try:
+        import SimpleITK as itk
+    except ImportError:
+        return
+    for name, suffix in (("MetaImage", ".mha"), ("MetaImage", ".mhd"), ("NRRD", ".nrrd"), ("NRRD", ".nhdr")):
+        read, written, equal = [], [], True
+        for seed, affine in enumerate(all_affines):
+            lps, values, path = lps_to_ras(affine), values_of(seed), folder / f"{seed}{suffix}"
+            image = itk.GetImageFromArray(values.T)
+            spacing = np.linalg.norm(lps[:3, :3], axis=0)
+            image.SetSpacing(spacing.tolist())
+            image.SetOrigin(lps[:3, 3].tolist())
+            image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+            itk.WriteImage(image, str(path), useCompression=seed % 2 == 1)
+            volume = read_one(path)
+            read.append(distance_mm(volume.grid.affine, affine))
+            out = folder / f"out{written_suffix(volume.header)}"
+            write_volume(out, (values > 500).astype(np.uint8), volume.grid, volume.header)
+            again = itk.ReadImage(str(out))
+            theirs = np.eye(4)
+            theirs[:3, :3] = np.reshape(again.GetDirection(), (3, 3)) * again.GetSpacing()
+            theirs[:3, 3] = again.GetOrigin()
+            written.append(distance_mm(lps_to_ras(theirs), affine))
+            equal &= np.array_equal(volume.values, values)
+            equal &= np.array_equal(itk.GetArrayFromImage(again).T, values > 500)
+        yield FormatRow(
+            f"{name} of SimpleITK, `{suffix}`, oblique",
+            len(read),
+            max(read),
+            f"{name}, read by SimpleITK",
+            max(written),
+            equal,
+        )
 
 
 def write_series(folder: Path, seed: int, affine: np.ndarray) -> list[Path]:
@@ -243,6 +281,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings(action="ignore"):
         folder = Path(place)
         rows = list(nifti_rows(folder, arguments.rotations))
+        rows += itk_rows(folder, rotated)
         for name, group, write in (
             ("DICOM series, axial", [straight], write_series),
             ("DICOM series, oblique", rotated, write_series),

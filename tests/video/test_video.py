@@ -3,6 +3,7 @@
 import runpy
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -69,6 +70,13 @@ def test_frames_of_a_variable_rate_have_their_numbers_and_times(tmp_path: Path) 
     ticks = 12800  # a second, as OpenCV writes
     assert video.read(40).time_s == pytest.approx((30 * 256 + 10 * 2048) / ticks, abs=1e-3)
     assert video.read(41).time_s - video.read(40).time_s == pytest.approx(0.01, abs=1e-3)
+
+
+def test_a_rate_far_from_the_time_stamps_is_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = CaptureSource._read_facts
+    stated = lambda source, container: replace(read(source, container), fps=1000.0)
+    monkeypatch.setattr(CaptureSource, "_read_facts", stated)
+    assert CaptureSource(str(written(tmp_path, "VP80", "mkv"))).facts.fps == pytest.approx(FPS, rel=1e-3)
 
 
 def test_frames_without_time_stamps_of_their_own_are_counted(tmp_path: Path) -> None:
