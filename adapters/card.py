@@ -120,10 +120,16 @@ def _measured(record: AdapterRecord) -> list[str]:
             "value of each fold. Epoch and temperature of an adapter were chosen on its fold: measure on a test split "
             "with `dinomed evaluate`.",
         ]
+    images = record.training.get("refitted_on")
+    note = (
+        f" The head was then trained again on all {images} images of train and val, with the same settings. These "
+        "metrics, the thresholds and the table of abstention are of the head before, which did not see val."
+    )
     return [
         "## Measured on val",
-        "Settings, the temperature and thresholds were chosen on these images: metrics on other images are lower. "
-        "`dinomed evaluate` reports intervals, subgroups and cases on a test split.",
+        "The settings, and where val has enough groups the epoch, the temperature and thresholds were chosen on these "
+        "images: metrics on other images are lower. `dinomed evaluate` reports intervals, subgroups and cases on a "
+        "test split." + (note if images else ""),
     ]
 
 

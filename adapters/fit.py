@@ -10,14 +10,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from dinomed.adapters.adapter import FeatureSpec
 from dinomed.adapters.bundle import CONFIG_FILE, open_output, save_bundle
 from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
+from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.head_fit import FitOutcome, FitResult, HeadFit, training_record
-from dinomed.adapters.fitting.loop import LOG_FILE, BestEpoch
+from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER, BestEpoch
 from dinomed.adapters.fitting.tune import TunedBackbone
 from dinomed.adapters.task import find_task
 from dinomed.adapters.training_images import hash_training_images
@@ -31,20 +33,22 @@ from dinomed.io.files import write_text
 from dinomed.log import logger
 from dinomed.loggers.names import LOGGER_FOLDERS
 
-CANDIDATE_FOLDER = "candidate"
+CANDIDATE_FOLDER, REFIT_FOLDER = "candidate", "refit"
 
 
 @dataclass(frozen=True)
 class FinishedFit:
     """A fit after its last step.
 
-    `opened` are the features that were opened; a solved head may need fewer blocks.
+    `opened` are the features that were opened; a solved head may need fewer blocks. `refitted` is the number of images
+    of train and val on which the head was trained again; 0 if it was not.
     """
 
     fit: HeadFit
     opened: FeatureSpec
     best: BestEpoch
     outcome: FitOutcome
+    refitted: int = 0
 
 
 def fit_head(
@@ -59,9 +63,10 @@ def fit_head(
 ) -> FitResult:
     """Fit a head on the split train, choose on val, and write a bundle. `HeadFit` describes the steps.
 
-    The epoch with the best score on val is kept. Classifiers and depth estimators are scored by the loss, segmenters by
-    the Dice; k, C or the head of a grid is chosen by the macro AUROC. The head ``auto`` is the best of several heads
-    (`choose_head`).
+    The epoch with the best score on val is kept; where val is small, the last one, and a segmenter is trained again on
+    train and val (`dinomed.adapters.fitting.config.FitConfig`). Classifiers and depth estimators are scored by the
+    loss, segmenters by the Dice; k, C or the head of a grid is chosen by the macro AUROC. The head ``auto`` is the best
+    of several heads (`choose_head`).
 
     Args:
         backbone: the frozen backbone.
@@ -87,17 +92,23 @@ def fit_head(
         else:
             first.backbone = at_image_size(backbone, first.image_size(backbone), first.config.aspect)
             done = run_fit(first, cache, output.stage)
-        fit, outcome = done.fit, done.outcome
-        training = training_record(fit.config, fit.splits, done.best, fit.backbone) | outcome.training
+        splits, outcome = done.fit.splits, done.outcome
+        if pool is None and done.fit.refits():
+            done = refit(done, cache, output.stage / STATE_FOLDER / REFIT_FOLDER)
+        fit = done.fit
+        training = training_record(fit.config, splits, done.best, fit.backbone) | outcome.training
+        training |= {"refitted_on": done.refitted} if done.refitted else {}
         tuned = fit.features.tuned()
         save_bundle(
             output, fit.adapter, fit.backbone, classes=outcome.classes, threshold=outcome.threshold,
-            seen=hash_training_images((fit.splits.train, fit.splits.val)), usage=outcome.usage,
+            seen=hash_training_images((splits.train, splits.val)), usage=outcome.usage,
             validation=outcome.validation, tuned=tuned,
             reference=reference_of_fit(fit, done.opened, tuned, cache),
             training=training | ({"tried": tried} if tried else {}),
         )  # fmt: skip
-    return FitResult(output.folder, done.best.epoch, outcome.validation, outcome.threshold, outcome.chosen, tried)
+    return FitResult(
+        output.folder, done.best.epoch, outcome.validation, outcome.threshold, outcome.chosen, tried, done.refitted
+    )
 
 
 def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit, dict[str, TrainConfig]]:
@@ -119,11 +130,45 @@ def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit,
 
 def run_fit(fit: HeadFit, cache: str | Path, folder: Path) -> FinishedFit:
     """Run the steps of a fit after the selection of its rows and its image size; state and log go to `folder`."""
-    fit.adapter = fit.build()
+    fit.adapter, fit.cache = fit.build(), cache
     fit.features, opened = fit.open_features(cache), fit.adapter.feature_spec
     best = fit.train(folder)
     with torch.no_grad():
         return FinishedFit(fit, opened, best, fit.finish(best))
+
+
+def refit(done: FinishedFit, cache: str | Path, folder: Path) -> FinishedFit:
+    """Train the head of a finished fit again, from its initial weights, on the images of train and val.
+
+    Nothing is chosen or measured on val again: the outcome stays that of the head that did not see val.
+
+    Args:
+        done: a fit whose settings are those of the new one.
+        cache: folder of cached features.
+        folder: where the state of the training is written.
+    """
+    fit, splits = copy(done.fit), done.fit.splits
+    images = join_splits(splits)
+    logger.info(
+        f"the head is trained again on all {len(images)} images of train and val, which takes as long again "
+        "(fit.refit=never disables it)"
+    )
+    # the same augmentation, also where val has another modality; no blocks of other candidates of `auto`
+    augment = fit.config.augmentation(splits.train, fit.backbone)
+    fit.config, fit.shared_blocks = fit.config.model_copy(update={"augment": augment}), ()
+    fit.splits = replace(splits, train=images)
+    del done.fit.features, done.fit.adapter, fit.features  # memory, which the second training needs too
+    folder.mkdir(parents=True, exist_ok=True)
+    fit.adapter = fit.build()
+    fit.features = fit.open_features(cache)
+    best = fit.train(folder, measured=False)
+    fit.config = done.fit.config
+    return replace(done, fit=fit, best=best, refitted=len(images))
+
+
+def join_splits(splits: Splits) -> Manifest:
+    """Return the images of train and then those of val."""
+    return replace(splits.train, table=pa.concat_tables([splits.train.table, splits.val.table]))
 
 
 def candidate_fits(

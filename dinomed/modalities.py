@@ -59,7 +59,8 @@ HEAD_PRESETS: dict[str, dict[str, float]] = {
     "none": {},
     "general": {**_AFFINE, "scale": 0.15, "brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.02},
     "light": {**_AFFINE, "horizontal_flip": 0.5, "brightness": 0.1, "contrast": 0.1},
-    "dermoscopy": _head_preset("dermoscopy", rotate=180.0, scale=0.15, blur=0.1),
+    # turns without interpolation, and no change of size: docs/log.md, 2026-11-29
+    "dermoscopy": _head_preset("dermoscopy", quarter_turn=1.0, saturation=0.2, rotate=0.0, scale=0.0, shift=0.0),
     "endoscopy": _head_preset("endoscopy", rotate=180.0, scale=0.2, blur=0.2),
     "xray": _head_preset("xray", rotate=10.0),
     "ultrasound": _head_preset("ultrasound", blur=0.1),

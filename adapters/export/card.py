@@ -152,7 +152,7 @@ def _about_head(source: ExportSource) -> list[str]:
             "`export.json` describes each of them"
         )
     if record["threshold"] is not None:
-        origin = "mean of the thresholds of the members" if several else "threshold that was best on validation"
+        origin = "mean of the thresholds of the members" if several else "threshold"
         lines.append(f"- {origin}: {record['threshold']:.4f}")
     lines += find_task(source.task).export_lines(source.predictor)
     if record["tuned"] is not None:
@@ -167,6 +167,7 @@ def _about_head(source: ExportSource) -> list[str]:
     images = (
         "out of fold, each image by the member that was not trained on it" if several else "on its validation images"
     )
+    images += ", before it was trained again on them too" if record.get("training", {}).get("refitted_on") else ""
     return [*lines, f"- {images}: {shown or 'nothing measured'}"]
 
 

@@ -28,8 +28,8 @@ class AugmentConfig(Config):
 
     The preset ``auto`` is the modality of the images if it is known, else ``general`` (`resolve_augmentation`).
 
-    Flips and blur are probabilities. For the other settings each image draws a value between minus and plus the
-    setting.
+    Flips, quarter turns and blur are probabilities. For the other settings each image draws a value between minus and
+    plus the setting.
     """
 
     preset: Preset = Field(
@@ -37,6 +37,12 @@ class AugmentConfig(Config):
     )
     horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability")
     vertical_flip: float = Field(0.0, ge=0, le=1, description="probability")
+    quarter_turn: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability of a random multiple of 90 degrees (rectangles: 180), without interpolation",
+    )
     rotate: float = Field(0.0, ge=0, le=180, description="degrees; pixels beyond the border are mirrored")
     scale: float = Field(0.0, ge=0, le=0.5, description="relative change of size; not used for depth maps")
     shift: float = Field(0.0, ge=0, le=0.5, description="relative to the side of the image")
@@ -114,12 +120,15 @@ class Augment:
             targets: (planes, side, side), class values or depths (nan where unknown). Values are moved, never mixed.
             seed, pass_index, row: the augmentation depends only on these numbers.
         """
-        if not hasattr(self._thread, "compose"):
-            self._thread.compose = build_transforms(self.config, self.channels)
-        self._thread.compose.set_random_seed(int(np.random.SeedSequence([seed, pass_index, row]).generate_state(1)[0]))
+        if not hasattr(self._thread, "composes"):
+            self._thread.composes = {
+                square: build_transforms(self.config, self.channels, square) for square in (True, False)
+            }
+        compose = self._thread.composes[image.shape[0] == image.shape[1]]
+        compose.set_random_seed(int(np.random.SeedSequence([seed, pass_index, row]).generate_state(1)[0]))
         if targets is None:
-            return self._thread.compose(image=image)["image"], None
-        augmented = self._thread.compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
+            return compose(image=image)["image"], None
+        augmented = compose(image=image, mask=np.ascontiguousarray(targets.transpose(1, 2, 0)))
         mask = augmented["mask"].reshape(*augmented["mask"].shape[:2], len(targets))
         return augmented["image"], np.ascontiguousarray(mask.transpose(2, 0, 1))
 
@@ -131,8 +140,8 @@ class Augment:
         return moved
 
 
-def build_transforms(config: AugmentConfig, channels: int) -> Any:
-    """Build the `albumentations.Compose` of the settings."""
+def build_transforms(config: AugmentConfig, channels: int, square: bool = True) -> Any:
+    """Build the `albumentations.Compose` of the settings, for squares or for rectangles, which keep their shape."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise it asks a server for newer versions
     import albumentations as A
     import cv2
@@ -142,6 +151,9 @@ def build_transforms(config: AugmentConfig, channels: int) -> Any:
     for probability, flip in ((c.horizontal_flip, A.HorizontalFlip), (c.vertical_flip, A.VerticalFlip)):
         if probability:
             parts.append(flip(p=probability))
+    if c.quarter_turn:
+        half_turn = A.Sequential([A.HorizontalFlip(p=1.0), A.VerticalFlip(p=1.0)], p=c.quarter_turn / 2)
+        parts.append(A.RandomRotate90(p=c.quarter_turn) if square else half_turn)
     if c.rotate or c.scale or c.shift:
         parts.append(
             A.Affine(

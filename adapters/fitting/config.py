@@ -23,12 +23,21 @@ FEW_VAL_GROUPS = 20
 """Fewer groups (patients, lesions) in val than this do not rank epochs; see `FitConfig`."""
 
 
+MOST_REFITTED = 1000
+"""More images in train and val than this are not trained on again; see `FitConfig.refit`."""
+
+
 class FitConfig(Config):
     """Optimiser settings.
 
     `keep` says which weights the head has at the end: those of the epoch with the `best` validation score, or those of
     the `last` epoch, without early stopping. `auto` keeps the last epoch if images are augmented and val has fewer than
     `FEW_VAL_GROUPS` groups (the differences between epochs are then mostly chance), otherwise the best.
+
+    `refit` trains a segmenter a second time, from the same initial weights, on the images of train and val. Metrics,
+    thresholds and the table of abstention stay those of the first head, which did not see val. `auto` does it where val
+    chooses no epoch, `seconds` is not set, and train and val have at most `MOST_REFITTED` images together. Members of a
+    cross-validation are never trained again.
 
     `adamw` uses shuffled batches and a cosine learning rate. With `seconds` it ends when the process has computed that
     long, and an epoch ends after its share of the time; the result then depends on the machine. `lbfgs` uses all
@@ -53,9 +62,23 @@ class FitConfig(Config):
     )
     patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
     keep: Literal["auto", "best", "last"] = Field("auto", description="epoch whose weights the head has at the end")
+    refit: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="train a segmenter again on train and val together, after it was measured on val; auto: where the "
+        "last epoch is kept since val has few groups, with at most 1,000 images and without `seconds`",
+    )
     batch_size: int = Field(256, ge=2, description="training images per step (adamw)")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate (adamw); it falls to 0 along a cosine")
+    warmup: float = Field(
+        0.0, ge=0, lt=1, description="share of the training in which the learning rate rises from 0 (adamw)"
+    )
     weight_decay: float = Field(0.01, ge=0, description="weight decay (adamw), or L2 penalty (lbfgs)")
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of the moving average of the weights, which the head has at the end (adamw); 0: none",
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="of matrix products on CUDA; weights, losses and validation are always float32"
     )
@@ -188,7 +211,10 @@ class TrainConfig(Config):
             return data  # the validation of the field reports it
         augmented = augment.active and not cls.fit_is_augmented
         live = LIVE_FIT if augmented or tune.active or cls._uses_windows(data) else {}
-        return {**data, "fit": {**cls.default_fit, **head_fit, **live, **data.get("fit", {})}}
+        fit = {**cls.default_fit, **head_fit, **live}
+        if head_class.least_steps:
+            fit["min_steps"] = max(fit.get("min_steps", 0), head_class.least_steps)
+        return {**data, "fit": {**fit, **data.get("fit", {})}}
 
     @classmethod
     def _uses_windows(cls, data: dict[str, Any]) -> bool:

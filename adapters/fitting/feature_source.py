@@ -4,7 +4,7 @@
 |---|---|---|---|
 | frozen backbone, no augmentation | computed once | computed once | `CachedFeatureSource` |
 | augmentation | computed once for several copies of each image | computed once | `CopiesFeatureSource` |
-| augmentation, `augment_copies: 0` | every epoch | computed once | `LiveFeatureSource` |
+| augmentation, `augment_copies: 0`, or a cheap backbone | every epoch | computed once | `LiveFeatureSource` |
 | random windows | every epoch | not used: validation predicts by windows | `LiveFeatureSource` |
 | tuned backbone | every epoch | every epoch | `LiveFeatureSource` |
 
@@ -41,10 +41,12 @@ from dinomed.progress import bar
 
 COPIED_IMAGES, MIN_COPIES, MAX_COPIES, MAX_CHEAP_COPIES = 2048, 2, 16, 80
 """Augmented copies of all images together, and limits for each image, if `augment_copies` is null. The last one is the
-limit with a backbone of at most `CHEAP_PRODUCTS`. 2,048 images at 192 px are 50 s on one core with the smallest
-backbone, and 1.2 GB of features of four blocks. More copies of few images help: docs/results.md, "Label efficiency"."""
+limit with a cheap backbone. 2,048 images at 192 px are 50 s on one core with the smallest backbone, and 1.2 GB of
+features of four blocks. More copies of few images help: docs/results.md, "Label efficiency"."""
 CHEAP_PRODUCTS = 5e9
-"""Weights times patches of an image: a ViT-Ti/14 at 336 px has 3e9, a ViT-S/14 has 1.3e10."""
+"""Weights times patches of an image with a cheap backbone: a ViT-Ti/14 at 336 px has 3e9, a ViT-S/14 1.3e10."""
+LIVE_PRODUCTS = 5e12
+"""The same of all images of a fit, up to which each step computes new copies: about three minutes on one core."""
 Gather = Callable[[Sequence[int]], Features]
 
 
@@ -88,7 +90,8 @@ class FeatureSource(ABC):
 
     def groups(self, adapter: Adapter, config: FitConfig) -> list[ParameterGroup]:
         """Return the parameters to train with their learning rates."""
-        return [ParameterGroup([p for p in adapter.parameters() if p.requires_grad], config.learning_rate)]
+        learned = [p for p in adapter.parameters() if p.requires_grad]
+        return [ParameterGroup(learned, config.learning_rate, config.warmup)]
 
     def tuned(self) -> TunedBackbone | None:
         """Return the tuned backbone; None if it is frozen."""
@@ -305,7 +308,7 @@ def open_feature_source(
         UsageError: settings that this backbone or device does not support.
     """
     check_precision(config.fit, backbone.device)
-    copies = 0 if windows else count_copies(config, len(splits.train), most_copies(backbone))
+    copies = 0 if windows else count_copies(config, len(splits.train), count_products(backbone), bool(shared))
     if config.live and not copies:
         return LiveFeatureSource(backbone, splits, adapter, config, cache, targets, windows)
     if copies or adapter.feature_spec.images:
@@ -317,29 +320,31 @@ def open_feature_source(
     return CachedFeatureSource(backbone, gathers, (train.cls, train.mean), targets, grids)
 
 
-def most_copies(backbone: FrozenBackbone) -> int:
-    """Return the limit of copies of each image."""
-    weights = sum(parameter.numel() for parameter in backbone.model.parameters())
+def count_products(backbone: FrozenBackbone) -> int:
+    """Return the weights times the patches of an image, a measure of the cost of an image in the backbone."""
     patches = (backbone.preprocessing.image_size // backbone.patch_size) ** 2
-    return MAX_CHEAP_COPIES if weights * patches <= CHEAP_PRODUCTS else MAX_COPIES
+    return patches * sum(parameter.numel() for parameter in backbone.model.parameters())
 
 
-def count_copies(config: TrainConfig, count: int, most: int = MAX_COPIES) -> int:
+def count_copies(config: TrainConfig, count: int, products: float, shared: bool = False) -> int:
     """Return the number of augmented copies of each training image; 0 if images are augmented anew in every epoch.
 
-    With `augment_copies` null it is `COPIED_IMAGES` divided by the number of images, within limits. If the fit has no
-    more passes over the images than that, copies would save nothing, and the result is 0.
+    With `augment_copies` null it is `COPIED_IMAGES` divided by the number of images, within limits. It is 0 if the fit
+    has no more passes over the images than that, since copies would then save nothing, or if the backbone is cheap.
 
     Args:
         config: settings of the fit.
         count: number of training images.
-        most: limit of copies of each image.
+        products: of `count_products`.
+        shared: whether other heads read the same copies.
     """
     if not config.augment.active or config.tune.active:
         return 0
     if config.augment_copies is not None:
         return config.augment_copies
+    most = MAX_CHEAP_COPIES if products <= CHEAP_PRODUCTS else MAX_COPIES
     copies = min(max(ceil(COPIED_IMAGES / count), MIN_COPIES), most)
     batches = max(1, count // config.fit.batch_size)
     passes = max(config.fit.epochs, config.fit.min_steps / batches)
-    return 0 if passes <= copies else copies
+    cheap = passes * count * products <= LIVE_PRODUCTS and not shared
+    return 0 if passes <= copies or cheap else copies

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.fitting.build import at_image_size, default_image_size
-from dinomed.adapters.fitting.config import FEW_VAL_GROUPS, TrainConfig, adapter_class
+from dinomed.adapters.fitting.build import at_image_size, default_image_size, extract_blocks
+from dinomed.adapters.fitting.config import FEW_VAL_GROUPS, MOST_REFITTED, TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_source import FeatureSource, open_feature_source
 from dinomed.adapters.fitting.image_batches import TargetLookup
@@ -32,6 +32,9 @@ from dinomed.log import logger
 from dinomed.loggers.names import check_loggers
 from dinomed.loggers.parameters import run_parameters
 
+CALIBRATION_IMAGES = 64
+"""Largest number of training images whose patch tokens a head reads before the fit."""
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -44,6 +47,8 @@ class FitResult:
         threshold: of a segmenter of one class.
         chosen: settings that a solved head chose on val.
         tried: the heads among which ``--head auto`` chose: ``head``, the metric on val, ``seconds`` and ``kept``.
+        refitted_on: number of images of train and val on which the head was trained again after it was measured; 0 if
+            it was not.
     """
 
     folder: Path
@@ -52,6 +57,7 @@ class FitResult:
     threshold: float | None = None
     chosen: dict[str, Any] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
+    refitted_on: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,13 @@ class HeadFit(ABC):
         windows: random windows with their own targets, instead of whole images.
         digest: hash of the masks or depth maps, for the key of the fit.
         shared_blocks: blocks whose features are extracted together, because other heads read them too.
+        cache: folder of cached features, for the calibration of a head that reads patch tokens before the fit.
     """
 
     description: ClassVar[str] = "training the head"
     """Text of the progress bar."""
+    can_refit: ClassVar[bool] = False
+    """Whether the head may be trained again on train and val: what `finish` chooses on val is then valid for it."""
     splits: Splits
     backbone: FrozenBackbone
     adapter: Adapter
@@ -101,6 +110,7 @@ class HeadFit(ABC):
     windows: RandomWindows | None = None
     digest: bytes = b""
     shared_blocks: Sequence[int] = ()
+    cache: str | Path = ""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -132,6 +142,10 @@ class HeadFit(ABC):
         config = self.config
         check_loggers(config.fit.loggers, "fit.loggers")
         check_precision(config.fit, backbone.device)
+        if config.fit.refit == "always" and not self.can_refit:
+            raise UsageError(f"fit.refit=always is for the task segment, and this task is {config.task}; leave it out")
+        if config.fit.refit == "always" and config.fit.keep == "best":
+            raise UsageError("fit.refit=always keeps the last epoch, and fit.keep=best another one; set fit.keep=last")
         sized = at_image_size(backbone, self.image_size(backbone), config.aspect)
         if sized.preprocessing.aspect == "keep":
             check_rectangles(config)
@@ -156,31 +170,59 @@ class HeadFit(ABC):
             self.backbone, self.splits, self.adapter, self.config, cache, self.targets, self.windows, self.shared_blocks
         )
 
-    def train(self, folder: Path) -> BestEpoch:
-        """Train the head by epochs; its state and its log are written to `folder`."""
+    def sample_patches(self) -> Iterator[np.ndarray]:
+        """Yield the patch tokens of up to `CALIBRATION_IMAGES` training images, without augmentation and windows, of
+        the backbone before it is tuned; float32 (blocks * C, rows, columns)."""
+        images, spec = self.splits.train.take(calibration_rows(len(self.splits.train))), self.adapter.feature_spec
+        title = "features for the calibration of the head"
+        features = extract_blocks(self.backbone, images, spec, (), cache=self.cache, description=title)
+        for row in range(len(images)):
+            yield features.patches([row])[0].astype(np.float32)
+
+    def train(self, folder: Path, *, measured: bool = True) -> BestEpoch:
+        """Train the head by epochs; its state and its log are written to `folder`.
+
+        Without `measured` nothing is measured on val, the last epoch is kept, and loggers get nothing.
+        """
         config, features, device = self.config, self.features, self.backbone.device
         self.adapter.calibrate(features.cls, features.mean)
+        if self.adapter.calibrates_patches:
+            self.adapter.calibrate_patches(self.sample_patches())
         self.adapter.to(device)
         forward = in_precision(self.adapter, config.fit.precision, device)
+        settings = config.fit if measured else config.fit.model_copy(update={"loggers": ("jsonl",)})
         return run_epochs(
-            features.model(self.adapter), config.fit, count=len(features.cls), batches=features.train,
-            batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets), validate=self.validate,
+            features.model(self.adapter), settings, count=len(features.cls), batches=features.train,
+            batch_loss=lambda batch: self.loss(forward(batch.features), batch.targets),
+            validate=self.validate if measured else lambda: (0.0, {}),
             seed=config.seed, folder=folder, key=fit_key(config, self.splits, self.backbone, self.digest),
-            description=self.description, groups=features.groups(self.adapter, config.fit), keep_last=self.keeps_last(),
-            grids=features.grids,
+            description=self.description if measured else "training on train and val",
+            groups=features.groups(self.adapter, config.fit),
+            keep_last=self.keeps_last() if measured else True, grids=features.grids,
             name=f"{config.task} {config.head.name}", parameters=run_parameters(config),
         )  # fmt: skip
 
     def keeps_last(self) -> bool:
         """Return whether the last epoch is kept, see `FitConfig`; a message says so where it is by the data."""
-        keep, groups = self.config.fit.keep, len(set(self.splits.val.units()))
-        if keep != "auto" or not self.config.augment.active or groups >= FEW_VAL_GROUPS:
-            return bool(keep == "last")
+        if not self.val_is_small():
+            return self.config.fit.keep == "last" or self.config.fit.refit == "always"
         logger.info(
-            f"the last epoch is kept: val has {groups} groups, fewer than {FEW_VAL_GROUPS}, which do not rank epochs "
-            "(fit.keep=best chooses by them)"
+            f"the last epoch is kept: val has {len(set(self.splits.val.units()))} groups, fewer than {FEW_VAL_GROUPS}, "
+            "which do not rank epochs (fit.keep=best chooses by them)"
         )
         return True
+
+    def refits(self) -> bool:
+        """Return whether the head is trained again on train and val, see `FitConfig`."""
+        fit, images = self.config.fit, len(self.splits.train) + len(self.splits.val)
+        if not self.can_refit or fit.refit != "auto":
+            return self.can_refit and fit.refit == "always"
+        return self.val_is_small() and fit.seconds is None and images <= MOST_REFITTED
+
+    def val_is_small(self) -> bool:
+        """Return whether `keep` is auto and val has too few groups to choose an epoch by them."""
+        groups = len(set(self.splits.val.units()))
+        return self.config.fit.keep == "auto" and self.config.augment.active and groups < FEW_VAL_GROUPS
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -206,6 +248,11 @@ class HeadFit(ABC):
     def stretch(self, maps: Tensor, targets: Tensor) -> Tensor:
         """Resize maps (B, planes, rows, columns) to the size of their targets (B, planes, height, width)."""
         return interpolate(maps, targets.shape[-2:], mode="bilinear")
+
+
+def calibration_rows(count: int) -> list[int]:
+    """Return at most `CALIBRATION_IMAGES` of the rows 0 to `count` - 1, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, CALIBRATION_IMAGES)).round().astype(int)).tolist()
 
 
 def check_rectangles(config: TrainConfig) -> None:

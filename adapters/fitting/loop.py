@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dinomed.adapters.fitting.average import WeightAverage
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.fitting.optimizers import BatchedAdamW, BatchIndices, FullBatchLBFGS, ParameterGroup
 from dinomed.adapters.fitting.resume import FitState, copy_trainable, pack, unpack
@@ -57,6 +58,8 @@ def run_epochs(
 ) -> BestEpoch:
     """Train `model` in place; at the end it has the weights of its best epoch, or with `keep_last` of its last.
 
+    With ``config.average`` the weights of an epoch are their moving average (`WeightAverage`), also for its validation.
+
     An interrupted fit with the same `key` in `folder` is resumed after its last saved epoch and ends with the same
     result: all random numbers of an epoch depend only on `seed` and the epoch.
 
@@ -76,17 +79,20 @@ def run_epochs(
         DinomedError: the loss is not finite.
         KeyboardInterrupt, SystemExit: the fit was interrupted; a message says how it is resumed.
     """
-    groups = groups or [ParameterGroup([p for p in model.parameters() if p.requires_grad], config.learning_rate)]
+    learned = [p for p in model.parameters() if p.requires_grad]
+    groups = groups or [ParameterGroup(learned, config.learning_rate, config.warmup)]
     optimizer: BatchedAdamW | FullBatchLBFGS
     if config.optimizer == "adamw":
         optimizer = BatchedAdamW(groups, config, count, seed, grids)
     else:
         optimizer = FullBatchLBFGS(groups, config, count)
-    fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key), keep_last)
+    average = WeightAverage(model, config.average if config.optimizer == "adamw" else 0.0)
+    fit = _Fit(model, optimizer, FitState(folder / STATE_FOLDER, key), keep_last, average)
     device = next(model.parameters()).device
     loggers: LoggerGroup | None = None
     try:
         fit.restore()
+        fit.write_log(folder)  # the loop below writes no log if the last epoch is saved already
         run = LoggedRun(folder, name, parameters or {}, fit.epoch)
         loggers = LoggerGroup(config.loggers, run, [(row["epoch"], row) for row in fit.log])
         total = None if config.seconds else config.epochs * optimizer.steps  # the time ends a fit with `seconds`
@@ -98,10 +104,10 @@ def run_epochs(
                 if not train_loss < float("inf"):
                     raise DinomedError(f"the loss is {train_loss} in epoch {epoch}; lower fit.learning_rate")
                 model.eval()
-                with torch.no_grad():
+                with torch.no_grad(), average.applied():
                     score, values = validate()
-                fit.end_epoch(score, {"train_loss": train_loss, **values}, values)
-                write_text(folder / LOG_FILE, "".join(to_json(row) + "\n" for row in fit.log))
+                    fit.end_epoch(score, {"train_loss": train_loss, **values}, values)
+                fit.write_log(folder)
                 loggers.scalars(fit.epoch, fit.log[-1])
                 fit.save()
     except (KeyboardInterrupt, SystemExit):
@@ -120,9 +126,11 @@ class _Fit:
     """State of a running fit: finished epochs, the best epoch with its weights, and the rows of the log."""
 
     def __init__(
-        self, model: nn.Module, optimizer: BatchedAdamW | FullBatchLBFGS, state: FitState, keep_last: bool
-    ) -> None:
+        self, model: nn.Module, optimizer: BatchedAdamW | FullBatchLBFGS, state: FitState, keep_last: bool,
+        average: WeightAverage,
+    ) -> None:  # fmt: skip
         self.model, self.optimizer, self.state, self.keep_last = model, optimizer, state, keep_last
+        self.average = average
         self.epoch, self.saved, self.best = 0, 0, BestEpoch(0, float("-inf"), {})
         self.best_weights = copy_trainable(model)
         self.log: list[dict[str, Any]] = []
@@ -134,6 +142,7 @@ class _Fit:
         losses = []
         for batch in batches:
             losses.append(self.optimizer.step(lambda batch=batch: batch_loss(batch)))  # type: ignore[misc]
+            self.average.update()
             progress.advance(note=self._note())
         return sum(losses) / len(losses)
 
@@ -144,13 +153,19 @@ class _Fit:
             self.best, self.best_weights = BestEpoch(self.epoch, score, values), copy_trainable(self.model)
         self.log.append({"epoch": self.epoch, **row, "seconds": round(self._seconds(), 2)})
 
+    def write_log(self, folder: Path) -> None:
+        """Write a line for each finished epoch."""
+        write_text(folder / LOG_FILE, "".join(to_json(row) + "\n" for row in self.log))
+
     def save(self) -> None:
         """Write the state to disk, if it is time to."""
         tensors = {f"last.{name}": tensor for name, tensor in copy_trainable(self.model).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         best = self.best
         state = {
             "epoch": self.epoch,
+            "averaged_steps": self.average.steps,
             "best": [best.epoch, None if best.epoch == 0 else best.score, best.values],
             "log": self.log,
             "seconds": self._seconds(),
@@ -165,11 +180,14 @@ class _Fit:
         if loaded is None:
             return
         tensors, state = loaded
-        for prefix in ("best.", "last."):
-            weights = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            self.model.load_state_dict(weights, strict=False)
-            if prefix == "best.":
-                self.best_weights = copy_trainable(self.model)
+        weights = {
+            prefix: {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+            for prefix in ("best", "last", "average")
+        }
+        self.model.load_state_dict(weights["best"], strict=False)
+        self.best_weights = copy_trainable(self.model)
+        self.model.load_state_dict(weights["last"], strict=False)
+        self.average.load(weights["average"], state["averaged_steps"])
         epoch, score, values = state["best"]
         self.best = BestEpoch(epoch, float("-inf") if score is None else score, values)
         self.epoch, self.saved, self.log = state["epoch"], state["epoch"], state["log"]

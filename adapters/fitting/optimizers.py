@@ -40,6 +40,19 @@ class ParameterGroup:
     clip: float | None = None
 
 
+def count_batches(count: int, size: int) -> int:
+    """Return the batches of `size` of a pass over `count` examples.
+
+    A last batch of one example breaks batch statistics, so it is left out.
+    """
+    return max(1, count // size + (count % size > 1))
+
+
+def count_passes(config: FitConfig, count: int) -> int:
+    """Return the passes over `count` examples in an epoch of AdamW, so that a fit has `min_steps`."""
+    return max(1, ceil(config.min_steps / (config.epochs * count_batches(count, config.batch_size))))
+
+
 class BatchedAdamW:
     """AdamW on shuffled batches with a cosine learning rate over all epochs.
 
@@ -57,7 +70,7 @@ class BatchedAdamW:
         if grids is not None:
             kinds = np.unique(grids, axis=0, return_inverse=True)[1].ravel()
             self.members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
-        self.batches = sum(self._batches_of(len(members)) for members in self.members)
+        self.batches = sum(count_batches(len(members), self.size) for members in self.members)
         self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
         self.steps = self.passes * self.batches
         if self.passes > 1:
@@ -81,19 +94,14 @@ class BatchedAdamW:
             for members in self.members:
                 order = torch.from_numpy(members[rng.permutation(len(members))])
                 if len(order) == 1 and len(self.members) > 1:
-                    order = order.repeat(2)  # the only example of its grid; see `_batches_of`
-                batches += order.split(self.size)[: self._batches_of(len(members))]
+                    order = order.repeat(2)  # the only example of its grid; see `count_batches`
+                batches += order.split(self.size)[: count_batches(len(members), self.size)]
             if len(self.members) > 1:
                 batches = [batches[place] for place in rng.permutation(len(batches))]
             for indices in batches:
                 yield BatchIndices(indices, pass_index)
                 if self.seconds is not None and self._spent() >= self.seconds * epoch / self.epochs:
                     return
-
-    def _batches_of(self, count: int) -> int:
-        """Return the batches of a pass over `count` examples. A last batch of one example breaks batch statistics, so
-        it is left out."""
-        return max(1, count // self.size + (count % self.size > 1))
 
     def _spent(self) -> float:
         """Return the processor seconds since the start of the fit."""

@@ -82,6 +82,8 @@ def prepare_folds(config: TrainConfig, manifest: Manifest, folds: int) -> Prepar
         raise UsageError(f"`folds={folds}`: a {task.title} has no ensembles; leave it out")
     if folds > MAX_MEMBERS:
         raise UsageError(f"`folds={folds}`: an ensemble has at most {MAX_MEMBERS} members; give fewer folds")
+    if config.fit.refit == "always":
+        raise UsageError("fit.refit=always: each fold measures a member that never saw it; leave it out")
     fit = task.head_fit(config)
     images = assign_folds(fit, manifest, folds, config.seed)
     for fold in range(folds):  # before anything is removed or trained

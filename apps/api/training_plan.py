@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dinomed.adapters.task import Unit, find_task
@@ -67,7 +68,8 @@ class TrainingPlan:
         splits: rows of train, val and test that have targets; with folds those of all folds together, and test.
         val_made: whether val is taken from train, because the images have none.
         folds: rows that each fold has as its val.
-        features: passes through the backbone.
+        features: passes through the backbone, those of a second training included.
+        refitted_on: images of the second training, on train and val together; 0 if there is none.
         note: notice of research use.
     """
 
@@ -78,6 +80,7 @@ class TrainingPlan:
     val_made: bool
     folds: list[PlannedRows]
     features: PlannedFeatures
+    refitted_on: int = 0
     note: str = field(default=RESEARCH_USE)
 
 
@@ -138,7 +141,7 @@ def plan_training(
         >>> plan.heads[0].parameters > 0, list(plan.splits), plan.features.images_per_epoch
         (True, ['train', 'val', 'test'], 0)
     """
-    from dinomed.adapters.fit import candidate_fits, prepare_fit
+    from dinomed.adapters.fit import candidate_fits, join_splits, prepare_fit
     from dinomed.adapters.fitting.build import at_image_size
     from dinomed.adapters.folds.train import prepare_folds
 
@@ -150,7 +153,7 @@ def plan_training(
     passes: dict[Any, tuple[int, int]] = {}
     heads: dict[str, PlannedHead] = {}
     live: dict[str, int] = Counter()
-    copies = 0
+    copies = refitted_on = 0
     parts = [manifest] if prepared is None else [prepared.images.of_fold(fold) for fold in range(folds or 0)]
     for part in parts:
         first.splits = first.select_rows(part)
@@ -163,6 +166,11 @@ def plan_training(
             copies = max(copies, _copies(fit))
             pool = None if prepared is None else prepared.images.images
             passes |= dict(_list_passes(fit, adapter.feature_spec, pool))
+            if pool is None and fit.refits():
+                again = copy(fit)
+                again.splits = replace(fit.splits, train=join_splits(fit.splits))
+                refitted_on = len(again.splits.train)
+                passes |= dict(_list_passes(again, adapter.feature_spec, None))
     splits = {"train": first.splits.train, "val": first.splits.val}
     if prepared is not None:
         splits = {"train and val": prepared.images.images}
@@ -184,6 +192,7 @@ def plan_training(
             sum(images for images, _ in passes.values()), copies, sum(size for _, size in passes.values()),
             max(live.values()), str(cache_folder(manifest, cache)),
         ),
+        refitted_on=refitted_on,
     )  # fmt: skip
 
 
@@ -210,17 +219,22 @@ def _count_rows(rows: "Manifest", labels_of: Mapping[str, tuple[str, ...]]) -> P
 
 
 def _copies(fit: "HeadFit") -> int:
-    from dinomed.adapters.fitting.feature_source import count_copies, most_copies
+    from dinomed.adapters.fitting.feature_source import count_copies, count_products
 
-    return count_copies(fit.config, len(fit.splits.train), most_copies(fit.backbone)) if fit.feature_parts() else 0
+    if not fit.feature_parts():
+        return 0
+    return count_copies(fit.config, len(fit.splits.train), count_products(fit.backbone), bool(fit.shared_blocks))
 
 
 def _images_per_epoch(fit: "HeadFit") -> int:
     """Return the images that pass through the backbone in every epoch: of train, and of val if its features change."""
+    from dinomed.adapters.fitting.optimizers import count_passes
+
     if not fit.config.live or _copies(fit):
         return 0
     changes = fit.config.tune.active or not fit.feature_parts()
-    return len(fit.splits.train) + (len(fit.splits.val) if changes else 0)
+    passes = count_passes(fit.config.fit, len(fit.splits.train))
+    return passes * len(fit.splits.train) + (len(fit.splits.val) if changes else 0)
 
 
 def _list_passes(fit: "HeadFit", spec: Any, pool: "Manifest | None") -> Iterator[tuple[Any, tuple[int, int]]]:

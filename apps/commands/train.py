@@ -110,7 +110,9 @@ def classify(
 def segment(training: Training) -> None:
     """Train a lesion segmenter on the masks of a manifest.
 
-    The head is fitted on the split train. The epoch and the threshold are chosen on val. For research use only.
+    The head is fitted on the split train. The epoch and the threshold are chosen on val. If val has fewer than 20
+    groups, the last epoch is kept, the threshold is 0.5, and the head is trained again on train and val. For research
+    use only.
     """
     training.fit("segment")
 
@@ -169,6 +171,8 @@ def _print_plan(plan: "TrainingPlan", as_json: bool) -> None:
     lines.append(f"features computed once: {features.images:,} images{copies}, {features.bytes / 1e6:,.1f} MB on disk")
     if features.images_per_epoch:
         lines.append(f"through the backbone in every epoch: {features.images_per_epoch:,} images")
+    if plan.refitted_on:
+        lines.append(f"second training, as long as the first: on all {plan.refitted_on:,} images of train and val")
     lines += [f"feature cache: {features.cache}", plan.note]
     print(dump_yaml(plan.config), end="")
     print("\n".join(f"# {printable(line)}" for line in lines))
@@ -214,9 +218,12 @@ def _report(result: "FitResult", as_json: bool) -> None:
         _report_folds(result, as_json)
         return
     report |= {"chosen": result.chosen} if chosen else {}
+    report |= {"refitted_on": result.refitted_on} if result.refitted_on else {}
     epoch = [] if chosen else [("epoch kept", result.epoch)]
     rows: list[tuple[str, object]] = [("adapter", str(result.folder)), *epoch, *chosen.items(), *threshold.items()]
     rows += [(f"{name} (val)", value) for name, value in metrics.items()]
+    if result.refitted_on:
+        rows.append(("after that", f"trained again on all {result.refitted_on} images of train and val"))
     tables = [build_table(("", ""), [*rows, ("note", RESEARCH_USE)])]
     if result.tried:
         metric = next(name for name in result.tried[0] if name not in ("head", "seconds", "kept"))

@@ -109,9 +109,9 @@ class ClassifierFit(HeadFit):
             for part in (0, 1)
         ]
 
-    def train(self, folder: Path) -> BestEpoch:
+    def train(self, folder: Path, *, measured: bool = True) -> BestEpoch:
         self.chosen = {}
-        return self._solve() if isinstance(self.adapter, SolvedClassifier) else super().train(folder)
+        return self._solve() if isinstance(self.adapter, SolvedClassifier) else super().train(folder, measured=measured)
 
     def _solve(self) -> BestEpoch:
         """Solve the head in closed form; it may need fewer blocks than were tried."""

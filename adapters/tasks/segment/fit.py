@@ -36,6 +36,8 @@ from dinomed.io.prefetch import prefetch
 from dinomed.metrics.uncertainty.abstention import AbstentionTable, abstention_table
 
 LOSS = "1 - Dice"
+DEFAULT_THRESHOLD = 0.5
+"""Threshold of all classes where val has too few groups to choose one; Dice with cross-entropy is calibrated for it."""
 MEASURED = ("dice_at_training_size", "dice_by_windows")
 """Names of the Dice on val after each epoch: without windows, and with them."""
 
@@ -44,10 +46,11 @@ class SegmenterFit(HeadFit):
     """Fit of a segmenter; the epoch with the best Dice on val is kept.
 
     If classes are not exclusive, thresholds are chosen on val, at the size of the images, with the mirror images, sizes
-    or windows with which the bundle predicts.
+    or windows with which the bundle predicts. With few groups in val the last epoch is kept, thresholds are 0.5, and
+    the head is trained again on train and val (`dinomed.adapters.fitting.config.FitConfig`).
     """
 
-    description = "training the segmenter"
+    description, can_refit = "training the segmenter", True
     config: SegmentConfig
 
     def __init__(self, config: SegmentConfig) -> None:
@@ -57,6 +60,13 @@ class SegmenterFit(HeadFit):
     def select_rows(self, manifest: Manifest) -> Splits:
         self.schema, splits = prepare_masks(manifest, self.config, self._found)
         return splits
+
+    def refits(self) -> bool:
+        window, val = self.config.window, self.splits.val
+        sides = zip(val.column("width"), val.column("height"), strict=True)
+        if window and self.config.crop is None and max(map(max, sides)) > window:
+            return False  # larger images of val cannot be used as a whole, see `prepare_masks`
+        return super().refits()
 
     def fold_rows(self, manifest: Manifest) -> tuple[Manifest, list[tuple[str, ...]]]:
         schema = resolve_mask_schema(manifest, self.config.kind, self.config.classes, self._found)
@@ -107,8 +117,9 @@ class SegmenterFit(HeadFit):
                 maps = self.adapter(self.features.val([row]))  # from features that are computed already
                 return self.backbone.preprocessing.from_input(maps.float(), shape)[0].sigmoid().cpu().numpy()
 
-            thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema)
-            self.usage["thresholds"] = thresholds
+            fixed = DEFAULT_THRESHOLD if self.val_is_small() else None
+            thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema, fixed)
+            self.usage |= {"thresholds": thresholds, "thresholds_fixed": fixed is not None}
         self.usage["abstention"] = self._measure_confidence().model_dump(mode="json")
         threshold = thresholds[0] if len(thresholds) == 1 else None
         return FitOutcome(list(self.schema.names), metrics, self.usage, threshold)

@@ -167,7 +167,10 @@ def dice_of_maps(maps: np.ndarray, targets: np.ndarray, schema: MaskSchema) -> f
 
 
 def choose_thresholds(
-    manifest: Manifest, probabilities: Callable[[int, tuple[int, int]], np.ndarray], schema: MaskSchema
+    manifest: Manifest,
+    probabilities: Callable[[int, tuple[int, int]], np.ndarray],
+    schema: MaskSchema,
+    fixed: float | None = None,
 ) -> tuple[list[float], float]:
     """Choose for each class a threshold by the mean Dice over the images, at their own size (`DiceByThreshold.choose`).
 
@@ -176,6 +179,7 @@ def choose_thresholds(
         probabilities: function of a row of the manifest (called in order) and (height, width) that returns float32
             (classes, height, width).
         schema: the classes.
+        fixed: the threshold of all classes, one of `THRESHOLDS`; nothing is chosen then, only measured.
 
     Returns:
         The threshold of each class, and the mean of their Dice.
@@ -187,5 +191,7 @@ def choose_thresholds(
             for score, plane, probability in zip(scores, targets, probabilities(i, (height, width)), strict=True):
                 score.add(plane, probability)
             progress.advance()
+    if fixed is not None:
+        return [fixed] * len(scores), float(np.mean([score.dice[THRESHOLDS.index(fixed)] for score in scores]))
     chosen = [score.choose() for score in scores]
     return [threshold for threshold, _ in chosen], float(np.mean([value for _, value in chosen]))

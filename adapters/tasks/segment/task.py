@@ -122,7 +122,10 @@ class SegmentTask(Task):
         return schema.any_class(predicted), schema.any_class(schema.read(manifest, row))
 
     def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
-        return [] if record.threshold is None else [("threshold", f"{record.threshold:g}, chosen on val")]
+        if record.threshold is None:
+            return []
+        origin = "fixed, since val has few groups" if record.usage.get("thresholds_fixed") else "chosen on val"
+        return [("threshold", f"{record.threshold:g}, {origin}")]
 
     def export_lines(self, predictor: SegmentPredictor) -> list[str]:
         schema = predictor.schema
@@ -133,8 +136,8 @@ class SegmentTask(Task):
         thresholds = ", ".join(
             f"{name} {threshold:.4f}" for name, threshold in zip(schema.names, predictor.thresholds, strict=True)
         )
-        origin = "mean of the members' thresholds" if isinstance(predictor, EnsembleSegmenter) else "best on validation"
-        return [f"- classes may overlap; thresholds ({origin}): {thresholds}"]
+        origin = " (mean of the members' thresholds)" if isinstance(predictor, EnsembleSegmenter) else ""
+        return [f"- classes may overlap; thresholds{origin}: {thresholds}"]
 
     def monai_output(self, predictor: SegmentPredictor) -> dict[str, Any]:
         schema = predictor.schema

@@ -39,7 +39,7 @@ def _by_threshold(result: Mapping[str, Any]) -> str:
     used = result["threshold"]
     lines = {"mean Dice": points, f"threshold of the adapter: {used:g}": [(used, 0.0), (used, 1.0)]}
     caption = f"Mean Dice at every threshold; the best of this data is {best[0]:g} ({best[1]:.3f})"
-    note = "The threshold was chosen on val. The best one of this data is shown, and must not be chosen from it."
+    note = "The threshold comes from the training. The best one of this data is shown, and must not be chosen from it."
     return square(lines, caption, ("threshold", "mean Dice")) + f'<p class="soft">{note}</p>'
 
 

@@ -51,6 +51,19 @@ def test_image_and_mask_move_together(preset: str) -> None:
     assert moved > 6
 
 
+def test_quarter_turns_move_pixels_without_mixing_them_and_rectangles_keep_their_shape() -> None:
+    augment = Augment(AugmentConfig(quarter_turn=1.0), 3)
+    square = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    turned = [augment(square, square[None, :, :, 0], 0, pass_index, 0) for pass_index in range(24)]
+    expected = {np.rot90(square, turns).tobytes() for turns in range(4)}
+    assert {image.tobytes() for image, _ in turned} == expected  # each of the four occurs, and nothing else
+    assert all(mask is not None and np.array_equal(mask[0], image[:, :, 0]) for image, mask in turned)
+    wide = square[:40]
+    turned = [augment(wide, wide[None, :, :, 0], 0, pass_index, 0) for pass_index in range(24)]
+    assert {image.tobytes() for image, _ in turned} == {wide.tobytes(), np.rot90(wide, 2).tobytes()}
+    assert all(mask is not None and np.array_equal(mask[0], image[:, :, 0]) for image, mask in turned)
+
+
 def test_several_planes_labels_and_unknown_depths_are_moved_and_never_mixed() -> None:
     image, planes = picture(6)
     augment = Augment(MOVES, 3)

@@ -105,17 +105,20 @@ def test_auto_takes_no_other_values_and_survives_a_file(tmp_path: Path) -> None:
 
 
 def test_few_images_get_many_copies_and_many_images_few() -> None:
-    config = SegmentConfig()
-    counts = [count_copies(config, count) for count in (25, 200, 1000, 100_000)]
+    config, cheap, costly = SegmentConfig(), 1e9, 1e11
+    counts = [count_copies(config, count, costly) for count in (25, 200, 1000, 100_000)]
     assert counts == [MAX_COPIES, 11, 3, MIN_COPIES]
-    assert count_copies(config, 25, MAX_CHEAP_COPIES) == 80
-    assert count_copies(config, 200, MAX_CHEAP_COPIES) == 11
-    assert count_copies(segmenter(augment_copies=5), 25) == 5
-    assert count_copies(segmenter(augment_copies=0), 25) == 0
-    assert count_copies(segmenter(augment="none"), 25) == 0
-    assert count_copies(segmenter(tune="last:1"), 25) == 0
+    assert [count_copies(config, count, cheap) for count in (25, 200)] == [MAX_CHEAP_COPIES, 11]
+    decoder = segmenter(head={"name": "dpt"})  # 400 steps of 8 images: new ones in every step
+    assert count_copies(decoder, 25, cheap) == 0
+    assert count_copies(decoder, 25, cheap, shared=True) == MAX_CHEAP_COPIES  # other heads read the same copies
+    assert count_copies(decoder, 25, costly) == MAX_COPIES
+    assert count_copies(segmenter(augment_copies=5), 25, cheap) == 5
+    assert count_copies(segmenter(augment_copies=0), 25, cheap) == 0
+    assert count_copies(segmenter(augment="none"), 25, cheap) == 0
+    assert count_copies(segmenter(tune="last:1"), 25, cheap) == 0
     short = segmenter(fit={"epochs": 2, "min_steps": 0})
-    assert count_copies(short, 25) == 0  # two passes: copies that are computed once would save nothing
+    assert count_copies(short, 25, costly) == 0  # two passes: copies that are computed once would save nothing
 
 
 def test_copies_have_the_features_and_the_masks_of_the_augmented_images(

@@ -36,7 +36,7 @@ from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
 from dinomed.io.tensor_file import read_tensors
 
-FIT = {"epochs": 2, "patience": 2, "batch_size": 16, "min_steps": 0}
+FIT = {"epochs": 2, "patience": 2, "batch_size": 16, "min_steps": 0, "refit": "never"}
 CONFIGS: dict[str, Any] = {"segment": SegmentConfig, "classify": ClassifyConfig, "depth": DepthConfig}
 CASES = [("segment", "last:2"), ("classify", "lora:2"), ("depth", "last:1"), ("segment", "lora:2")]
 

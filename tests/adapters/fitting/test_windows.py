@@ -127,7 +127,7 @@ def test_windows_match_their_masks_with_augmentation_too(large: Manifest) -> Non
 
 
 SMALL = {"image_size": 48, "window": 48, "seed": 1}
-FIT = {"epochs": 6, "patience": 6, "batch_size": 6, "min_steps": 60, "learning_rate": 0.01}
+FIT = {"epochs": 6, "patience": 6, "batch_size": 6, "min_steps": 60, "learning_rate": 0.01, "keep": "best"}
 
 
 @pytest.fixture(scope="module")

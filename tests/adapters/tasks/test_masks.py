@@ -31,7 +31,7 @@ from dinomed.errors import UsageError
 from dinomed.images.labelmap import read_label_map, write_label_map
 from dinomed.images.read import UnreadableImage, read_image
 
-QUICK = FitConfig(epochs=8, patience=8, batch_size=8, learning_rate=0.02, min_steps=0)
+QUICK = FitConfig(epochs=8, patience=8, batch_size=8, learning_rate=0.02, min_steps=0, keep="best")
 CLASSES = {"spot": 3, "bar": 200}
 SPOTS = {"kind": "multilabel", "classes": {"spot": "spot", "bar": "bar"}}
 
