@@ -15,6 +15,7 @@ and use it with ``dinomed train classify --head pool``. A plug-in names its clas
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,8 +92,12 @@ class Adapter(nn.Module):
     """Whether `forward` reads the preprocessed images as well; a head may set it by its config."""
     chooses: ClassVar[bool] = False
     """Whether this is only the name of a choice among other heads (`dinomed.adapters.heads.auto`)."""
+    calibrates_patches: ClassVar[bool] = False
+    """Whether `calibrate_patches` reads patch tokens of training images before each fit; needs `uses_patches`."""
     fit_defaults: ClassVar[dict[str, Any]] = {}
     """Settings of `fit` that this head replaces where the user gives none."""
+    least_steps: ClassVar[int] = 0
+    """Default of `fit.min_steps`, also where images pass through the backbone in every epoch; 0 for the usual one."""
 
     def __init__(self, config: Any, embed_dim: int, num_classes: int) -> None:
         super().__init__()
@@ -117,6 +122,13 @@ class Adapter(nn.Module):
         Args:
             cls: class tokens, float32 (N, blocks * C).
             mean: mean patch tokens, float32 (N, blocks * C).
+        """
+
+    def calibrate_patches(self, grids: Iterable[np.ndarray]) -> None:
+        """Adapt to the patch tokens of some training images before the fit; called if `calibrates_patches` is set.
+
+        Args:
+            grids: patch tokens of each image, without augmentation, float32 (blocks * C, rows, columns).
         """
 
     def probe_logits(self, features: Features) -> Tensor:

@@ -67,6 +67,13 @@ BUILT_IN: tuple[HeadEntry, ...] = (
     ),
     HeadEntry(
         "segment",
+        "hybrid_unet",
+        "hybrid_unet",
+        "U-Net on the image that also reads frozen blocks; strong with few masks",
+        "Chen et al. 2023, section 3; docs/results.md",
+    ),
+    HeadEntry(
+        "segment",
         "multi_view",
         "multi_view",
         "an MLP on each of the last three blocks; sizes and mirror images fused by entropy",

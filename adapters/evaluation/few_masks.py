@@ -24,7 +24,7 @@ from dinomed.adapters.fitting.build import at_image_size, build_adapter, default
 from dinomed.adapters.fitting.config import adapter_class
 from dinomed.adapters.fitting.data import Splits, select_split
 from dinomed.adapters.fitting.feature_source import FeatureSource, TrainingBatch, open_feature_source
-from dinomed.adapters.fitting.head_fit import split_rows
+from dinomed.adapters.fitting.head_fit import calibration_rows, split_rows
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import SegmenterFit
@@ -116,6 +116,12 @@ class DrawnFit(SegmenterFit):
 
     def open_features(self, cache: str | Path) -> FeatureSource:
         return DrawnFeatureSource(self.pool.features, *self.rows)
+
+    def sample_patches(self) -> Iterator[np.ndarray]:
+        for place in calibration_rows(len(self.rows[0])):
+            patches = self.pool.features.plain([self.rows[0][place]]).patches
+            assert patches is not None
+            yield patches[0].float().cpu().numpy()
 
     def run(self) -> np.ndarray:
         """Fit the head and return the Dice of each test image at its own size, float64 (N,)."""

@@ -113,6 +113,9 @@ def _settled(adapter: Adapter, backbone: FrozenBackbone, multilabel: bool) -> Ad
     """Solved on random images, or with the means and deviations of BatchNorm that belong to them."""
     needs, generator = adapter.feature_spec, torch.Generator().manual_seed(1)
     features = compute_features(backbone, _images(backbone, 24, generator), needs.blocks, needs.patches)
+    if adapter.calibrates_patches:
+        assert features.patches is not None
+        adapter.calibrate_patches(list(features.patches.numpy()))
     if isinstance(adapter, SolvedClassifier):
         draw = np.random.default_rng(0)
         count = adapter.num_classes

@@ -29,7 +29,7 @@ CLASSIFIERS: list[Any] = [
 ]
 SMALL_ENOUGH = [name for name in DECODERS if name != "pan"]  # PAN halves 8 patches until nothing is left
 DENSE: list[Any] = [
-    *(("segment", head, {}) for head in ("linear", "multiscale", "dpt", *SMALL_ENOUGH)),
+    *(("segment", head, {}) for head in ("linear", "multiscale", "dpt", "dino_unet", "hybrid_unet", *SMALL_ENOUGH)),
     ("segment", "linear", {"classes": THREE, "kind": "multiclass"}),
     ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
     *(("depth", head, {}) for head in ("linear", "linear4", "dpt")),
@@ -120,6 +120,8 @@ def test_onnx_of_an_smp_decoder_takes_any_batch_and_size(head: str, make_adapter
         ("segment", "dpt", {"classes": THREE, "kind": "multilabel"}),
         ("segment", "linear", {"classes": THREE, "kind": "multiclass"}),
         ("segment", "multiscale", {}),
+        ("segment", "dino_unet", {}),
+        ("segment", "hybrid_unet", {}),
         ("depth", "linear", {}),
         ("depth", "linear4", {}),
         ("depth", "dpt", {}),

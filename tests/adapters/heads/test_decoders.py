@@ -22,7 +22,7 @@ from dinomed.datasets.manifest import read_manifest
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features, compute_features
 
-HEADS = ["linear", "multiscale", "dpt", "dino_unet", *DECODERS]
+HEADS = ["linear", "multiscale", "dpt", "dino_unet", "hybrid_unet", *DECODERS]
 SMALL = {"channels": (8, 8, 8, 16, 16)}
 
 
