@@ -156,7 +156,7 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory, lesion_manifest: Path,
     fast = ("--data", str(folder / "derm.parquet"), "--set", "fit.epochs=2", "--set", "fit.min_steps=0")
     for arguments in (
         ("train", "classify", "-o", str(folder / "cls"), *fast),
-        ("train", "segment", "-o", str(folder / "seg"), *fast),
+        ("train", "segment", "-o", str(folder / "seg"), *fast, "--set", "fit.refit=never"),
         ("index", str(folder / "derm.parquet"), "-o", str(folder / "idx")),
     ):
         cli.invoke([*arguments, *options])

@@ -11,9 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dinomed.adapters.fitting.average import WeightAverage
 from dinomed.adapters.fitting.config import FitConfig
-from dinomed.adapters.fitting.optimizers import BatchedAdamW, BatchIndices, FullBatchLBFGS, ParameterGroup
+from dinomed.adapters.fitting.optimizers import (
+    BatchedAdamW,
+    BatchIndices,
+    FullBatchLBFGS,
+    ParameterGroup,
+    WeightAverage,
+)
 from dinomed.adapters.fitting.resume import FitState, copy_trainable, pack, unpack
 from dinomed.errors import DinomedError
 from dinomed.io.files import to_json, write_text

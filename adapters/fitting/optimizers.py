@@ -1,7 +1,7 @@
-"""Optimisers of heads: AdamW on shuffled batches, L-BFGS on all examples at once, and half precision."""
+"""Optimisers of heads: AdamW on shuffled batches, L-BFGS on all examples at once, half precision, averaged weights."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import ceil, cos, pi
 from time import process_time
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.fitting.resume import copy_trainable
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features
 from dinomed.log import logger
@@ -207,3 +208,55 @@ def in_precision(forward: Callable[[Features], Tensor], precision: str, device: 
             return forward(features).float()
 
     return run
+
+
+WARM_UP = 10
+"""In step t the decay is at most (t + 1) / (t + `WARM_UP`), so that the initial weights have little weight soon."""
+
+
+class WeightAverage:
+    """Exponential moving average of the tensors that a fit changes, batch statistics included.
+
+    The last steps of a short training on few images move the weights more than they improve them; their average varies
+    less (Tarvainen and Valpola 2017, arXiv 1703.01780, as in `torch.optim.swa_utils`).
+
+    Args:
+        model: the module that is trained.
+        decay: weight of the average of the step before, in [0, 1); 0 for the weights themselves.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.steps = model, decay, 0
+        self.tensors: dict[str, Tensor] = copy_trainable(model) if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Add the weights after a step."""
+        if not self.decay:
+            return
+        self.steps += 1
+        rate = 1 - min(self.decay, (self.steps + 1) / (self.steps + WARM_UP))
+        state = self.model.state_dict()
+        real = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[name] for name in real], [state[name] for name in real], rate)
+        for name in self.tensors.keys() - set(real):  # counters of batches
+            self.tensors[name].copy_(state[name])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Apply the averaged weights to the model inside the context."""
+        if not self.decay:
+            yield
+            return
+        trained = copy_trainable(self.model)
+        self.model.load_state_dict(self.tensors, strict=False)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(trained, strict=False)
+
+    def load(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Continue from the tensors and the number of steps of an interrupted fit."""
+        self.steps = steps
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])

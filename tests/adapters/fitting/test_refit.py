@@ -13,8 +13,8 @@ import dinomed
 from dinomed.adapters.bundle import read_record
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting import loop, resume
-from dinomed.adapters.fitting.average import WARM_UP, WeightAverage
 from dinomed.adapters.fitting.config import BackboneTuneConfig
+from dinomed.adapters.fitting.optimizers import WARM_UP, WeightAverage
 from dinomed.adapters.folds.train import train_folds
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
