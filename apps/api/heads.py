@@ -61,8 +61,8 @@ def train(
 ) -> FitResult:
     """Train a head on the features of a frozen backbone and write it as an adapter folder.
 
-    The head is fitted on train; epoch, thresholds and temperature are chosen on val. A segmenter whose val has few groups
-    is trained again on both (`FitConfig`). An interrupted call continues. The command is ``dinomed train TASK``.
+    The head is fitted on train; epoch, thresholds and temperature are chosen on val. A segmenter whose val has few
+    groups is trained again on both (`FitConfig`). An interrupted call continues. The command is ``dinomed train TASK``.
 
     Args:
         task: classify (column ``label``), segment (column ``mask``), depth (column ``depth``), or a task of a plug-in.
