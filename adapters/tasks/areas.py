@@ -60,7 +60,7 @@ class PixelAreas:
 
         Args:
             row: the image.
-            inside: mask (H, W), which decides over ultrasound regions of several scales (`FrameSpacings.of`).
+            inside: mask (H, W), which decides over ultrasound regions (`FrameSpacings.of`).
         """
         if row in self._areas or row not in self._dicom:
             return self._areas.get(row)
@@ -69,6 +69,13 @@ class PixelAreas:
         if self._newest[0] != file:
             self._newest = file, _read_spacings(file)
         return pixel_mm2(self._newest[1], 0 if frame is None else frame.number, inside)
+
+    def compare(self, row: int, reference: np.ndarray, predicted: np.ndarray) -> tuple[float, float] | None:
+        """Return the areas of two masks (H, W) of an image; None if no spacing is known that holds in both."""
+        if not self.is_possible:
+            return None
+        area = self.of(row, reference.astype(bool) | predicted.astype(bool))
+        return None if area is None else (np.count_nonzero(reference) * area, np.count_nonzero(predicted) * area)
 
     def cell(self, row: int, inside: np.ndarray) -> str | None:
         """Return the area of a mask (H, W) of an image as a cell of a table; None if it is not known."""
@@ -90,16 +97,12 @@ def _read_spacings(path: Path) -> FrameSpacings | None:
 
 
 def summarize_areas(
-    areas: PixelAreas,
-    pixels: Mapping[str, Sequence[tuple[int, int]]],
-    groups: Sequence[str],
-    resamples: int = RESAMPLES,
+    areas: Mapping[str, Sequence[tuple[float, float] | None]], groups: Sequence[str], resamples: int = RESAMPLES
 ) -> dict[str, Any] | None:
     """Return the comparison of the areas in mm²; None if no image has a spacing.
 
     Args:
-        areas: of the N images.
-        pixels: class to the area of the reference and of the predicted mask of each image, in pixels.
+        areas: class to the area of the reference and of the predicted mask of each image, in mm²; None if not known.
         groups: group of each image, N; the intervals are by the cluster bootstrap over groups.
         resamples: number of bootstrap resamples.
 
@@ -107,19 +110,19 @@ def summarize_areas(
         Class to `n` (images), `reference` and `predicted` (mean areas), and `error`, the mean absolute difference, with
         `low` and `high`.
     """
-    rows = [row for row in range(len(groups)) if areas.of(row) is not None]
-    if not rows:
-        return None
-    scale, summary = np.array([areas.of(row) for row in rows], float)[:, None], {}
-    for name, values in pixels.items():
-        reference, predicted = (np.array(values, float)[rows] * scale).T
+    summary = {}
+    for name, values in areas.items():
+        rows = [row for row, pair in enumerate(values) if pair is not None]
+        if not rows:
+            continue
+        reference, predicted = np.array([values[row] for row in rows], float).T
         errors = np.abs(predicted - reference)
         (interval,) = bootstrap_mean(errors[:, None], [groups[row] for row in rows], resamples=resamples)
         summary[name] = {
             "n": len(rows), "reference": float(reference.mean()), "predicted": float(predicted.mean()),
             "error": float(errors.mean()), "low": interval.low, "high": interval.high,
         }  # fmt: skip
-    return summary
+    return summary or None
 
 
 def area_tables(report: Mapping[str, Any]) -> list[ReportTable]:

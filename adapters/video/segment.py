@@ -14,7 +14,9 @@ from dinomed.adapters.video.answer import DrawMask, VideoAnswer
 from dinomed.adapters.video.plot import draw_series
 from dinomed.adapters.writer import Row
 from dinomed.html.drawing import Drawing
+from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.spacing import FrameSpacings, read_frame_spacings
+from dinomed.log import logger
 from dinomed.video.facts import VideoFrame
 from dinomed.video.write import SUFFIX, writing_video
 
@@ -52,7 +54,11 @@ class SegmentVideo(VideoAnswer):
         self._spacings: FrameSpacings | None = None
 
     def begin(self, path: Path) -> None:
-        self._spacings = read_frame_spacings(path)
+        try:
+            self._spacings = read_frame_spacings(path)
+        except UnreadableImage as error:
+            logger.warning(f"{path}: its pixel spacing cannot be read ({error.reason}); {AREA_COLUMN} is left empty")
+            self._spacings = FrameSpacings([None])
         if self._spacings is not None:
             cells = [
                 [name, name.replace("area_px", AREA_COLUMN)] if "area_px" in name else [name] for name in self.columns

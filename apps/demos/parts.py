@@ -5,6 +5,7 @@ import html
 import io
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.errors import DinomedError
+from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.frames import forget_frame, frame_path
@@ -74,7 +76,8 @@ class Picture:
         shown: uint8 (H, W, 3), for display.
         pixels: as `Preprocessing.read` returns them.
         sha256: hash of the file.
-        spacing_mm: distance of neighbouring rows and columns in the patient, or None if the file does not state it.
+        spacing_mm: distance of neighbouring rows and columns of the frame in the patient, or None if the file does not
+            state it.
         frame: number of the frame, from 0.
         frames: number of frames of the file.
         seconds: time of the frame, or None if the file states no rate.
@@ -159,9 +162,10 @@ def read_picture(
             shown = read_shown_isolated(source, channels, intensity, MAX_PIXELS, number)
         spacing_mm, problem = None, None
         if is_stream or not is_video:
-            spacing = read_pixel_spacing_isolated(path)
-            if spacing is not None and spacing.in_patient:
-                spacing_mm = spacing.rows_mm, spacing.columns_mm
+            with suppress(UnreadableImage):  # a damaged spacing: the picture is shown without it
+                spacing = read_pixel_spacing_isolated(path, frame)
+                if spacing is not None and spacing.in_patient:
+                    spacing_mm = spacing.rows_mm, spacing.columns_mm
         if is_video:
             facts, problem = _read_video_facts(path, frame)
         else:

@@ -91,13 +91,13 @@ def read_facts_isolated(path: str | Path, frame: int, max_pixels: int) -> Pictur
     return PictureFacts(**_run("picture_facts", path, frame, max_pixels)[0])
 
 
-def read_pixel_spacing_isolated(path: str | Path) -> PixelSpacing | None:
+def read_pixel_spacing_isolated(path: str | Path, frame: int = 0) -> PixelSpacing | None:
     """Read like `dinomed.images.dicom.spacing.read_pixel_spacing`, in a decoding process with limits.
 
     Raises:
         UnreadableImage: as `read_pixel_spacing`, or the file exceeds a limit.
     """
-    plane, spacing = _run("pixel_spacing", path)
+    plane, spacing = _run("pixel_spacing", path, frame)
     return PixelSpacing(float(spacing[0]), float(spacing[1]), plane) if plane else None
 
 
@@ -153,9 +153,9 @@ def picture_facts(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any
     return asdict(PictureFacts(frames, seconds, has_gray_values(path, max_pixels), separate)), np.zeros(0)
 
 
-def pixel_spacing(path: str) -> tuple[str | None, np.ndarray]:
-    """Read where the pixel spacing holds, and the spacing, float64 (2,); None and (0,) where there is none."""
-    spacing = read_pixel_spacing(path)
+def pixel_spacing(path: str, frame: int) -> tuple[str | None, np.ndarray]:
+    """Read where the pixel spacing of a frame holds, and the spacing, float64 (2,); None and (0,) without one."""
+    spacing = read_pixel_spacing(path, frame)
     if spacing is None:
         return None, np.zeros(0)
     return spacing.plane, np.array([spacing.rows_mm, spacing.columns_mm])

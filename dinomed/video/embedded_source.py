@@ -23,6 +23,7 @@ from dinomed.video.source import FrameSource
 
 _START_CODES = (b"\0\0\0\1", b"\0\0\1")
 _MPEG_2_SEQUENCE = b"\0\0\1\xb3"
+_LONG_MPEG_2_SEQUENCE = b"\0" + _MPEG_2_SEQUENCE
 _HEVC = ("1.2.840.10008.1.2.4.107", "1.2.840.10008.1.2.4.108")
 
 
@@ -44,9 +45,9 @@ class EmbeddedSource(FrameSource):
 
     def __init__(self, path: str, max_pixels: int = MAX_PIXELS) -> None:
         header = read_dicom_header(path, max_pixels)
-        self._announced = header.frames
         with reading_dicom(path) as file:
-            read_header(file, ["Rows"])  # up to the pixels
+            elements = read_header(file, ["NumberOfFrames"])  # up to the pixels
+            self._announced = int(elements.get("NumberOfFrames") or 0) or None
             places, self._is_cut = find_fragments(file)
             if not places:
                 raise DinomedError("its video stream is empty")
@@ -59,9 +60,9 @@ class EmbeddedSource(FrameSource):
                 raise DinomedError(
                     f"the header declares {header.width}x{header.height} px, its video has {facts.width}x{facts.height}"
                 )
-        steps_ms = read_frame_times(path, header.frames) if is_bare or facts.note == NO_RATE else []
+        steps_ms = read_frame_times(path, self._announced) if is_bare or facts.note == NO_RATE else []
         self._times_s = [time / 1000 for time in accumulate([0.0, *steps_ms[1:]])] if steps_ms else []
-        self._step_s = sum(steps_ms) / len(steps_ms) / 1000 if steps_ms else 0.0
+        self._step_s = self._times_s[-1] / (len(steps_ms) - 1) if len(steps_ms) > 1 else sum(steps_ms) / 1000
         self._is_steady = len(set(steps_ms[1:])) < 2
 
     @property
@@ -71,8 +72,9 @@ class EmbeddedSource(FrameSource):
         problem = facts.problem
         if self._is_cut:
             problem = "the DICOM file is cut off in its video" + ("" if problem is None else f"; {problem}")
-        elif facts.frames is not None and facts.frames != self._announced:
-            problem = f"its DICOM header states {self._announced:,} frames, and its video has {facts.frames:,}"
+        elif None not in (facts.frames, self._announced) and facts.frames != self._announced:
+            unit = "frame" if self._announced == 1 else "frames"
+            problem = f"its DICOM header states {self._announced:,} {unit}, and its video has {facts.frames:,}"
         if self._step_s:
             facts = replace(facts, fps=1 / self._step_s, note=None, constant_rate=self._is_steady)
         return replace(facts, problem=problem)
@@ -104,6 +106,8 @@ def _first_bytes(file: BinaryIO, places: Sequence[tuple[int, int]]) -> bytes:
 def _container_of(start: bytes, syntax: str | None) -> tuple[str | None, bool]:
     """Return the container of a stream, and whether it is bare: its frames have no time stamps."""
     container = container_of_start(start)
+    if start.startswith(_LONG_MPEG_2_SEQUENCE):
+        return "MPEG", True
     if container is None and start.startswith(_START_CODES):
         return ("HEVC" if syntax in _HEVC else "H.264"), True
     return container, start.startswith(_MPEG_2_SEQUENCE)

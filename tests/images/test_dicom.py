@@ -165,6 +165,22 @@ def test_each_frame_has_its_spacing_and_a_mask_that_of_its_regions(tmp_path: Pat
         spacing = spacings.of(5, inside)
         assert (None if spacing is None else spacing.columns_mm) == columns_mm, (top, bottom)
     assert spacings.of(5) is None
+    spacings = read_frame_spacings(save(tmp_path / "one", SequenceOfUltrasoundRegions=[upper]))
+    assert spacings is not None
+    assert spacings.of() == PixelSpacing(0.5, 0.25, "ultrasound")
+    for (top, bottom), spacing in {(0, 8): spacings.of(), (7, 9): None, (9, 12): None, (0, 0): spacings.of()}.items():
+        inside = np.zeros((16, 16), bool)
+        inside[top:bottom, 3:9] = True
+        assert spacings.of(0, inside) == spacing, (top, bottom)
+
+
+def test_a_damaged_region_is_not_read_where_the_frames_have_a_spacing(tmp_path: Path) -> None:
+    damaged = region()
+    damaged.add_new("RegionLocationMinX0", "LO", "none")
+    path = save(tmp_path / "a.dcm", PixelSpacing=[0.5, 0.25], SequenceOfUltrasoundRegions=[damaged])
+    assert read_pixel_spacing(path) == PixelSpacing(0.5, 0.25, "patient")
+    with pytest.raises(UnreadableImage, match="damaged"):
+        read_pixel_spacing(save(tmp_path / "b.dcm", SequenceOfUltrasoundRegions=[damaged]))
 
 
 def test_a_spacing_says_where_it_holds(tmp_path: Path) -> None:

@@ -94,9 +94,14 @@ def test_fragments_are_one_stream(tmp_path: Path) -> None:
     renamed = path.rename(tmp_path / "a|b.dcm")
     with pytest.raises(UnreadableImage, match=r"path holds the sign \|; rename it"):
         Video(renamed)
-    many = write_dicom_video(tmp_path / "many.dcm", [content[:8]] * 300, MPEG4HP41F, SIZE, FRAMES)
-    with pytest.raises(UnreadableImage, match="more than 256 fragments"):
-        Video(many)
+    path = write_dicom_video(tmp_path / "many.dcm", [content], MPEG4HP41F, SIZE, FRAMES)
+    whole, item, end = path.read_bytes(), b"\xfe\xff\x00\xe0\0\0\0\0", b"\xfe\xff\xdd\xe0\0\0\0\0"
+    assert whole.endswith(end)
+    path.write_bytes(whole.removesuffix(end) + item * 63 + end)
+    assert Video(path).facts.frames == FRAMES
+    path.write_bytes(whole.removesuffix(end) + item * 64 + end)
+    with pytest.raises(UnreadableImage, match="more than 64 fragments"):
+        Video(path)
 
 
 def test_a_stream_without_times_has_those_of_the_header(tmp_path: Path) -> None:
@@ -109,6 +114,9 @@ def test_a_stream_without_times_has_those_of_the_header(tmp_path: Path) -> None:
     uneven = Video(wrapped(tmp_path / "b.dcm", stream, FrameTime=None, FrameTimeVector=steps))
     assert uneven.read(3).time_s == pytest.approx(0.06)
     assert not uneven.facts.constant_rate
+    assert uneven.facts.fps == pytest.approx((FRAMES - 1) * 1000 / sum(steps))
+    unknown = Video(wrapped(tmp_path / "e.dcm", stream, NumberOfFrames=None, FrameTime=100))
+    assert (unknown.facts.fps, unknown.read(40).time_s) == (10, pytest.approx(4))
     few = Video(wrapped(tmp_path / "c.dcm", stream, frames=40, FrameTime=100))
     assert few.read(80).time_s == pytest.approx(8)
     contained = Video(wrapped(tmp_path / "d.dcm", plain(tmp_path, "mp4"), FrameTime=100))
@@ -121,7 +129,20 @@ def test_a_wrong_number_of_frames_is_told_and_changes_no_frame(tmp_path: Path, f
     video = Video(path)
     assert is_video(path)
     assert [number_in(frame.pixels) for frame in video.stream()] == list(range(FRAMES))
-    assert video.facts.problem == f"its DICOM header states {frames} frames, and its video has {FRAMES}"
+    unit = "frame" if frames == 1 else "frames"
+    assert video.facts.problem == f"its DICOM header states {frames} {unit}, and its video has {FRAMES}"
+
+
+def test_a_header_without_a_number_of_frames_is_no_problem(tmp_path: Path) -> None:
+    facts = Video(wrapped(tmp_path / "a.dcm", plain(tmp_path, "mp4"), NumberOfFrames=None)).facts
+    assert (facts.frames, facts.announced, facts.problem) == (FRAMES, None, None)
+
+
+def test_an_mpeg_2_stream_after_a_zero_is_no_h264(tmp_path: Path) -> None:
+    stream = b"\0" + plain(tmp_path, "m2v").read_bytes()
+    path = write_dicom_video(tmp_path / "a.dcm", [stream], MPEG2MPML, SIZE, FRAMES)
+    video = Video(path)
+    assert (video.facts.container, number_in(video.read(7).pixels)) == ("MPEG", 7)
 
 
 def test_of_a_truncated_stream_the_frames_before_the_cut_are_kept(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 @dataclass(frozen=True)
 class ClassComparison:
     """The comparison of one class in one image: overlap of the masks, lesions, and the areas of the reference and the
-    predicted mask, px."""
+    predicted mask in mm², None if not known."""
 
     overlap: Overlap
     lesions: LesionCounts
-    areas_px: tuple[int, int] = (0, 0)
+    areas_mm2: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
     shares: list[float] = []
     comparisons: dict[str, list[ClassComparison]] = {schema.names[k]: [] for k in schema.reported}
     volumes, reported = VolumeComparison(manifest, list(comparisons)), list(schema.reported)
+    areas = PixelAreas(manifest)
     for row, probabilities in enumerate(track(predictor.manifest_maps(manifest), "evaluating", len(manifest))):
         confidences.append(predictor.confidence(probabilities))
         values = schema.read(manifest, row)
@@ -70,8 +71,8 @@ def compare_masks(predictor: SegmentPredictor, manifest: Manifest) -> MaskCompar
         volumes.add(row, targets[reported], predicted[reported])
         for k in schema.reported:
             lesions = count_lesions(targets[k], predicted[k])
-            areas = int(targets[k].sum()), int(predicted[k].sum())
-            comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions, areas))
+            both = areas.compare(row, targets[k], predicted[k])
+            comparisons[schema.names[k]].append(ClassComparison(overlap(targets[k], predicted[k]), lesions, both))
     return MaskComparison(comparisons, shares, by_threshold, confidences, volumes.result())
 
 
@@ -91,7 +92,6 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         for name, cases in compared.items()
     }
     by_kind = comparison.by_volume, video_values(manifest, overlaps)
-    areas = PixelAreas(manifest)
     return EvaluatedMasks(
         manifest,
         manifest.units(),
@@ -104,8 +104,7 @@ def evaluate_segmenter(predictor: SegmentPredictor, manifest: Manifest) -> Evalu
         target_shares=np.array(comparison.target_shares),
         by_threshold=None if curve is None else list(zip(THRESHOLDS, curve.dice.tolist(), strict=True)),
         cases_by_kind=[cases for cases in by_kind if cases is not None],
-        areas=areas if areas.is_possible else None,
-        areas_px={name: [case.areas_px for case in cases] for name, cases in compared.items()},
+        areas_mm2={name: [case.areas_mm2 for case in cases] for name, cases in compared.items()},
     )
 
 

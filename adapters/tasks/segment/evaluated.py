@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedValues
-from dinomed.adapters.tasks.areas import AREA_COLUMN, PixelAreas, summarize_areas
+from dinomed.adapters.tasks.areas import AREA_COLUMN, summarize_areas
 from dinomed.adapters.tasks.volume_metrics import CaseValues
 from dinomed.metrics.bootstrap import RESAMPLES
 
@@ -22,22 +22,20 @@ class EvaluatedMasks(EvaluatedValues):
         target_shares: share of each image in its reference mask (of any class), float (N,), 0 to 1.
         by_threshold: (threshold, mean Dice) of a segmenter of one class; None for several classes.
         cases_by_kind: Dice and HD95 by volume, of slices, or by video, of frames.
-        areas: area of a pixel of each image; None if no image can have one.
-        areas_px: class to the areas of the reference and the predicted mask of each image, px.
+        areas_mm2: class to the areas of the reference and the predicted mask of each image; None if not known.
     """
 
     target_shares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     by_threshold: Sequence[tuple[float, float]] | None = None
     cases_by_kind: Sequence[CaseValues] = ()
-    areas: PixelAreas | None = None
-    areas_px: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    areas_mm2: Mapping[str, Sequence[tuple[float, float] | None]] = field(default_factory=dict)
 
     def details(self, resamples: int = RESAMPLES) -> dict[str, Any]:
         """Return `dice_by_size` (rows of `size`, `n` and `dice`) and `dice_by_threshold` (rows, or None); of slices
         also `by_volume`, and of frames `by_video` (`CaseValues.summarize`); of images with pixel spacing `area_mm2`
         (`summarize_areas`)."""
         curve = self.by_threshold
-        areas = None if self.areas is None else summarize_areas(self.areas, self.areas_px, self.groups, resamples)
+        areas = summarize_areas(self.areas_mm2, self.groups, resamples)
         return {
             "dice_by_size": self._by_size(),
             "dice_by_threshold": None

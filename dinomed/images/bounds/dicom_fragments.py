@@ -6,8 +6,8 @@ from typing import BinaryIO
 
 from dinomed.errors import DinomedError
 
-MAX_FRAGMENTS = 256
-"""Largest number of fragments of a video stream; each one is opened as a file of its own."""
+MAX_FRAGMENTS = 64
+"""Largest number of fragments of a video stream, also empty ones. Each capture opens each one as a file of its own."""
 _ITEM, _END = b"\xfe\xff\0\xe0", b"\xfe\xff\xdd\xe0"
 _UNDEFINED = 0xFFFFFFFF
 
@@ -27,7 +27,7 @@ def find_fragments(file: BinaryIO) -> tuple[list[tuple[int, int]], bool]:
     if file.read(12)[8:] != _UNDEFINED.to_bytes(4, "little"):
         raise DinomedError("its transfer syntax is that of a video, and its pixels are not encapsulated")
     places: list[tuple[int, int]] = []
-    is_table, ends = True, False
+    items, ends = 0, False  # the first item is the table of offsets
     while not ends:
         header = file.read(8)
         if header[:4] == _END:
@@ -37,10 +37,10 @@ def find_fragments(file: BinaryIO) -> tuple[list[tuple[int, int]], bool]:
             raise DinomedError("damaged or truncated DICOM")
         start = file.tell()
         ends = len(header) < 8 or start + length > size
-        if not is_table and len(header) == 8 and length and start < size:
+        if items > 0 and len(header) == 8 and length and start < size:
             places.append((start, min(start + length, size)))
-        if len(places) > MAX_FRAGMENTS:
+        if items > MAX_FRAGMENTS:
             raise DinomedError(f"its video has more than {MAX_FRAGMENTS} fragments; write it as one fragment")
         file.seek(length, io.SEEK_CUR)
-        is_table = False
+        items += 1
     return places, True

@@ -23,8 +23,12 @@ def locate_frame(path: str | Path, frame: int, max_pixels: int = MAX_PIXELS) -> 
     return frames, sum(steps_ms[1 : frame + 1]) / 1000 if steps_ms else None
 
 
-def read_frame_times(path: str | Path, frames: int) -> list[float]:
+def read_frame_times(path: str | Path, frames: int | None) -> list[float]:
     """Return for each frame the time since the frame before it, in ms (PS3.3, C.7.6.5); empty if no rate is stated.
+
+    Args:
+        path: the file.
+        frames: its number of frames; None if it is not known, then the result may be of fewer frames.
 
     Raises:
         UnreadableImage: the file is a damaged DICOM.
@@ -33,9 +37,9 @@ def read_frame_times(path: str | Path, frames: int) -> list[float]:
     with reading_dicom(path) as file:
         elements = read_header(file, tags)
         vector = [float(step) for step in elements.get("FrameTimeVector") or []]
-        if len(vector) == frames and min(vector[1:], default=0) > 0:
+        if len(vector) == (frames or len(vector)) and min(vector[1:], default=0) > 0:
             return vector
         step = float(elements.get("FrameTime") or 0)
         rate = float(elements.get("CineRate") or elements.get("RecommendedDisplayFrameRate") or 0)
     step = step if step > 0 else 1000 / rate if rate > 0 else 0.0
-    return [step] * frames if step else []
+    return [step] * (frames or 1) if step else []

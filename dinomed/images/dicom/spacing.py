@@ -73,16 +73,15 @@ class FrameSpacings:
 
         Args:
             frame: its number, from 0.
-            inside: mask (H, W) of the pixels for which the spacing is asked. Of regions with several scales the mask
-                may touch those of one scale only, and lies in them; an empty mask has the scale of any region.
+            inside: mask (H, W) of the pixels for which the spacing is asked. In an image with regions the mask may
+                touch those of one scale only, and lies in them; an empty mask has the scale of any region.
         """
         number = 0 if len(self._frames) == 1 else frame
         spacing = self._frames[number] if number < len(self._frames) else None
         if spacing is not None or not self._regions:
             return spacing
-        common = _common_scale(self._regions)
-        if common is not None or inside is None:
-            return common
+        if inside is None:
+            return _common_scale(self._regions)
         outside, touched = inside.astype(bool), list[UltrasoundRegion]()
         for region in self._regions:
             left, top, right, bottom = region.box
@@ -94,8 +93,8 @@ class FrameSpacings:
         return _common_scale(touched or [region for region in self._regions if region.scale is not None][:1])
 
 
-def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
-    """Return the pixel spacing of the first frame of a file, or None if it has none or is not DICOM.
+def read_pixel_spacing(path: str | Path, frame: int = 0) -> PixelSpacing | None:
+    """Return the pixel spacing of a frame of a file, or None if it has none or is not DICOM.
 
     - Pixel Spacing (0028,0030) holds in the patient. Without a calibration type and equal to Imager Pixel Spacing, it
       holds at the detector (PS3.3, 10.7.1.3). Without both elements it is not known where it holds in a projection
@@ -109,7 +108,7 @@ def read_pixel_spacing(path: str | Path) -> PixelSpacing | None:
         UnreadableImage: the file is a damaged DICOM.
     """
     spacings = read_frame_spacings(path)
-    return None if spacings is None else spacings.of()
+    return None if spacings is None else spacings.of(frame)
 
 
 def read_frame_spacings(path: str | Path) -> FrameSpacings | None:
@@ -125,7 +124,8 @@ def read_frame_spacings(path: str | Path) -> FrameSpacings | None:
         shared, groups = (list(elements.get(name) or []) for name in FUNCTIONAL_GROUPS)
         common = {name: elements.get(name) for name in _TAGS[:-2]} | _measures(shared[:1])
         frames = [_spacing(common | _measures([group])) for group in groups or [None]]
-        return FrameSpacings(frames, [_region(region) for region in common["SequenceOfUltrasoundRegions"] or []])
+        regions = common["SequenceOfUltrasoundRegions"] or [] if None in frames else []
+        return FrameSpacings(frames, [_region(region) for region in regions])
 
 
 def _measures(groups: Sequence[Any]) -> dict[str, Any]:

@@ -119,9 +119,25 @@ def test_intervals_are_over_groups_and_without_a_spacing_there_is_nothing(images
     areas = PixelAreas(manifest)
     assert areas.is_possible
     names = [name.split(".")[0] for name in manifest.column("image")]
-    pixels = {"lesion": [(10, 20)] * len(names)}
-    summary = summarize_areas(areas, pixels, [str(row) for row in range(len(names))], resamples=200)
+    reference, predicted = np.arange(2000).reshape(SHAPE) < 10, np.arange(2000).reshape(SHAPE) < 20
+    compared = {"lesion": [areas.compare(row, reference, predicted) for row in range(len(names))]}
+    summary = summarize_areas(compared, [str(row) for row in range(len(names))], resamples=200)
     assert summary is not None
     assert 0.4 <= summary["lesion"]["low"] <= summary["lesion"]["error"] <= summary["lesion"]["high"] <= 3.5
-    others = manifest.take([row for row, name in enumerate(names) if name not in IN_PATIENT])
-    assert summarize_areas(PixelAreas(others), {"lesion": [(1, 1)] * len(others)}, ["a"] * len(others)) is None
+    others = PixelAreas(manifest.take([row for row, name in enumerate(names) if name not in IN_PATIENT]))
+    without = [others.compare(row, reference, predicted) for row in range(len(names) - len(IN_PATIENT))]
+    assert summarize_areas({"lesion": without}, ["a"] * len(without)) is None
+
+
+def test_a_mask_outside_the_ultrasound_regions_has_no_area(tmp_path: Path) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 1, 3, 3
+    region.PhysicalDeltaX, region.PhysicalDeltaY = 0.05, 0.05
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 49, 19
+    write_dicom(tmp_path / "a.dcm", 0, Modality="US", SequenceOfUltrasoundRegions=[region])
+    areas, rows = PixelAreas(dinomed.scan(tmp_path)), np.indices(SHAPE)[0]
+    assert areas.compare(0, rows < 4, rows < 8) == pytest.approx((50, 100))
+    assert areas.compare(0, rows < 4, rows > 18) is None
+    assert areas.cell(0, rows < 4) == "50.00"
+    assert areas.cell(0, rows > 25) is None

@@ -116,6 +116,20 @@ def test_a_video_stream_in_a_dicom_file_is_predicted_as_its_plain_file(tmp_path:
     assert (first / "mask.avi").read_bytes() == (second / "mask.avi").read_bytes()
 
 
+def test_a_damaged_spacing_leaves_the_areas_empty_and_loses_no_frame(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measures, group = Dataset(), Dataset()
+    measures.add_new("PixelSpacing", "LO", ["wide", "high"])
+    group.PixelMeasuresSequence = [measures]
+    video = write_dicom(tmp_path / "in.dcm", [FRAME] * 3, PerFrameFunctionalGroupsSequence=[group] * 3, FrameTime=40)
+    result = dinomed.predict(Dark(), video, tmp_path / "out")
+    assert result.images == 3
+    assert {row["area_mm2"] for row in tools["rows_of"](tools["only"](tmp_path / "out"))} == {""}
+    (warning,) = (line for line in caplog.messages if "pixel spacing" in line)
+    assert "area_mm2 is left empty" in warning
+
+
 def test_areas_of_frames_are_those_of_the_spacing_of_each_frame(tmp_path: Path) -> None:
     groups = []
     for spacing in (0.5, 2.0, None):

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from pydicom.dataset import Dataset
 
 from dinomed.apps.demos.page import BAD_REQUEST, App
 from dinomed.apps.demos.parts import read_picture
@@ -19,6 +20,8 @@ from dinomed.video.video import LostFrame, Video
 
 tools = runpy.run_path(str(Path(__file__).parents[2] / "video" / "numbered.py"))
 write_numbered, number_in, FRAMES, FPS = (tools[name] for name in ("write_numbered", "number_in", "FRAMES", "FPS"))
+
+write_dicom = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))["write_dicom"]
 
 
 def written(path: Path, codec: str) -> Path:
@@ -36,6 +39,20 @@ def test_a_frame_is_the_one_of_its_number_and_the_frames_are_counted(tmp_path: P
         assert (picture.frames, picture.frame, number_in(picture.shown)) == (FRAMES, number, number)
         assert picture.seconds == pytest.approx(number / FPS)
         assert (picture.problem, picture.spacing_mm, picture.has_values) == (None, None, False)
+
+
+def test_each_frame_of_a_dicom_file_has_its_own_spacing(tmp_path: Path) -> None:
+    groups = []
+    for spacing in ([0.5, 0.25], [2, 1], None):
+        measures, group = Dataset(), Dataset()
+        if spacing is not None:
+            measures.PixelSpacing = spacing
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    frames = [np.zeros((32, 48), np.uint8)] * 3
+    path = str(write_dicom(tmp_path / "image", frames, PerFrameFunctionalGroupsSequence=groups))
+    shown = [read_picture(path, None, number)[0] for number in range(3)]
+    assert [None if picture is None else picture.spacing_mm for picture in shown] == [(0.5, 0.25), (2, 1), None]
 
 
 def test_a_backbone_reads_a_frame_with_its_number_of_channels(tmp_path: Path) -> None:
