@@ -114,7 +114,7 @@ def _unwrap(data: Any, path: Path) -> tuple[State, list[str], list[str]]:
         data = data[key]
     if not _is_table(data) or not all(isinstance(value, Tensor) for value in data.values()):
         raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
-    return data, used, ignored
+    return {name: data.pop(name).clone() for name in list(data)}, used, ignored  # no views of the file
 
 
 def _is_table(value: Any) -> bool:

@@ -56,7 +56,8 @@ _lock = threading.Lock()  # the list of torch is one for all threads
 def read_weight_file(path: Path) -> Any:
     """Read a file of weights: the tensors of a safetensors file, or the content of a .pth file on the CPU.
 
-    In the content, a value of one of the classes `REPLACED` is `Omitted`.
+    In the content, a value of one of the classes `REPLACED` is `Omitted`. Its tensors may be views of the file, which
+    must stay as it is: clone what is kept.
 
     Raises:
         DinomedError: the file is cut off, damaged, or no file of weights, or it is a pickle that would run code.
@@ -74,7 +75,8 @@ def read_weight_file(path: Path) -> Any:
             _lock,
             torch.serialization.safe_globals([(Omitted, name) for name in REPLACED]),
         ):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # of a zip archive only the tensors that are used are read; a bare pickle has no parts
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except SafetensorError as error:
         raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)}); {AGAIN}") from None
     except pickle.UnpicklingError as error:

@@ -1,4 +1,4 @@
-"""Hints in the headers of a DICOM series that slices are missing where its positions show no gap: at its ends."""
+"""Completeness of a DICOM series by the counts in its headers: missing slices that leave no gap in its positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +22,10 @@ def read_counts(elements: Any, group: Any) -> dict[str, Any]:
 
 
 def completeness_hint(counts: Sequence[dict[str, Any]], files: int) -> str | None:
-    """Return a line if headers tell that a series may lack slices, else None.
+    """Return a line if the headers of a series count more slices than it has, else None.
 
-    It is a hint and no proof: instance numbers need not start at 1, and an acquisition may have several series.
+    It is a hint and no proof: instance numbers need not start at 1, and an acquisition may have several series. Dynamic
+    and perfusion examinations often have one series for each temporal position: their images are counted together.
 
     Args:
         counts: of each frame, as of `read_counts`.
@@ -36,9 +37,8 @@ def completeness_hint(counts: Sequence[dict[str, Any]], files: int) -> str | Non
     if len({frame.get("StackID") for frame in counts}) == 1:
         hints += _gaps([frame.get("InStackPositionNumber") for frame in counts], "positions in the stack")
     times, images = _common(counts, "NumberOfTemporalPositions"), _common(counts, "ImagesInAcquisition")
-    if times is not None and times > 1:
-        hints.append(f"its headers state {times:,} temporal positions, and it has one")
-    elif images is not None and images > len(counts) and _common(counts, "AcquisitionNumber") is not None:
+    series = times if times is not None and times > 1 else 1
+    if images is not None and images > series * len(counts) and _common(counts, "AcquisitionNumber") is not None:
         hints.append(f"its headers state {images:,} images in the acquisition, and it has {len(counts):,}")
     return f"slices may be missing (a hint, no proof): {'; '.join(hints)}" if hints else None
 

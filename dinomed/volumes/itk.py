@@ -91,11 +91,15 @@ def _read(file: IO[bytes], count: int, compression: str) -> bytearray:
     try:
         while done < count:
             part = tail or file.read(_CHUNK if inflater is not None else min(_CHUNK, count - done))
+            if inflater is not None and inflater.eof:  # gzip may have several members, one after the other
+                tail = inflater.unused_data + part
+                if not tail or compression != "gzip":
+                    raise DinomedError("truncated")
+                inflater = zlib.decompressobj(_WBITS[compression])
+                continue
             if inflater is not None and part:
                 part, tail = inflater.decompress(part, min(_CHUNK, count - done)), inflater.unconsumed_tail
                 if not part and (inflater.eof or not tail):
-                    if inflater.eof:
-                        raise DinomedError("truncated")
                     continue
             if not part:
                 raise DinomedError("truncated")
@@ -176,6 +180,6 @@ def volume_identifier(path: Path) -> str:
     """
     try:
         file = data_file(path, parse_header(first_bytes(path, HEADER_BYTES))) if is_itk(path) else path
-    except DinomedError:
+    except (DinomedError, ValueError):
         file = path  # it is reported when it is read
     return content_identifier(path) if file == path else f"{content_identifier(path)} {content_identifier(file)}"

@@ -71,7 +71,10 @@ def parse_header(start: bytes) -> ItkHeader:
     Raises:
         DinomedError: the header is damaged, or describes no volume that is read. The message is a reason.
     """
-    return _parse_nrrd(start) if start.startswith(b"NRRD000") else _parse_meta_image(start)
+    header = _parse_nrrd(start) if start.startswith(b"NRRD000") else _parse_meta_image(start)
+    if "\0" in (header.data_file or ""):
+        raise DinomedError("a damaged header: the name of its data file")
+    return header
 
 
 def _parse_meta_image(start: bytes) -> ItkHeader:
@@ -179,7 +182,7 @@ def _first(fields: Mapping[str, str], *names: str) -> str | None:
 
 def _check_dimensions(text: str | None) -> None:
     if text != "3":
-        number = int(text) if text is not None and text.isdecimal() else 0
+        number = int(text) if text is not None and text.isdecimal() and len(text) < 6 else 0
         if not number:
             raise DinomedError("a damaged header: the number of its dimensions")
         reason = "such as a time series or vectors; a volume has 3: write each volume to a file of its own"

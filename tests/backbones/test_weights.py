@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dinomed.backbones.variants import build_vit
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.backbones.weights import build_with_weights, convert, inflate_channels, read_weights
+from dinomed.backbones.weights import build_with_weights, convert, inflate_channels, read_tensor_table, read_weights
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.weight_file import Omitted, read_weight_file
 
@@ -68,6 +68,18 @@ def test_safetensors_are_recognised_by_content_and_half_precision_becomes_float3
     save_file(expected, tmp_path / "weights.pth")  # the wrong suffix
     weights = read_weights(tmp_path / "weights.pth")
     assert all(torch.equal(weights[key], value.float()) for key, value in expected.items())
+
+
+def test_of_a_training_file_only_the_weights_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, path = vit().state_dict(), tmp_path / "training.pth"
+    torch.save({"model": state, "optimizer": {"state": torch.ones(1000)}}, path)
+    opened, load = list[bool](), torch.load
+    monkeypatch.setattr("torch.load", lambda *args, **options: opened.append(options["mmap"]) or load(*args, **options))
+    table = read_tensor_table(path)
+    with open(path, "r+b") as file:
+        file.write(bytes(path.stat().st_size))  # the tensors are no views of the file
+    assert opened == [True]
+    assert all(torch.equal(table[name], state[name]) for name in state)
 
 
 def test_the_missing_class_position_of_timm_is_added() -> None:

@@ -28,9 +28,10 @@ HINT = "slices may be missing (a hint, no proof): "
             "its headers state 40 images in the acquisition, and it has 6",
         ),
         ({"ImagesInAcquisition": 40, "AcquisitionNumber": lambda k: k}, None),
+        ({"ImagesInAcquisition": 18, "AcquisitionNumber": 1, "NumberOfTemporalPositions": 3}, None),  # one series each
         (
-            {"ImagesInAcquisition": 18, "AcquisitionNumber": 1, "NumberOfTemporalPositions": 3},
-            "its headers state 3 temporal positions, and it has one",
+            {"ImagesInAcquisition": 24, "AcquisitionNumber": 1, "NumberOfTemporalPositions": 3},
+            "its headers state 24 images in the acquisition, and it has 6",
         ),
     ],
 )

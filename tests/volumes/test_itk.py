@@ -138,6 +138,9 @@ def test_itk_reads_the_same_and_what_is_written(tmp_path: Path) -> None:
         (".mha", meta_image, {"TransformMatrix": "1 0 0 1 0 0 0 0 1"}, "its affine is singular"),
         (".mha", meta_image, {"TransformMatrix": "1 0 0 0 x 0 0 0 1"}, "a damaged header: TransformMatrix"),
         (".mha", meta_image, {"NDims": "4"}, "4 dimensions"),
+        (".mha", meta_image, {"NDims": 5000 * "9"}, "a damaged header: the number of its dimensions"),
+        (".mhd", meta_image, {"data": "a\0.raw"}, "a damaged header: the name of its data file"),
+        (".nhdr", nrrd, {"data": "a\0.raw"}, "a damaged header: the name of its data file"),
         (".mha", meta_image, {"DimSize": "6 5 -4"}, "a damaged header: the numbers of its voxels"),
         (".mha", meta_image, {"DimSize": "6 5 40"}, "truncated"),
         (".mha", meta_image, {"DimSize": "32000 32000 32000"}, "voxels, over the limit"),
@@ -208,6 +211,28 @@ def test_detached_volumes_of_one_header_are_told_apart(tmp_path: Path) -> None:
     assert volume_identifier(tmp_path / "a" / "x.mhd") != volume_identifier(tmp_path / "b" / "x.mhd")
     with pytest.raises(UsageError, match="is neither a volume"):
         find_volumes([tmp_path / "a" / "x.raw"])
+
+
+@pytest.mark.parametrize(
+    "content", [meta_image(numbers(SHAPE), data="a\0.raw"), meta_image(numbers(SHAPE), NDims=5000 * "9")]
+)
+def test_a_hostile_header_does_not_stop_other_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "id.key").write_bytes(bytes(range(32)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.mhd").write_bytes(content)
+    (tmp_path / "in" / "b.mha").write_bytes(meta_image(numbers(SHAPE)))
+    written = dinomed.slices(tmp_path / "in", tmp_path / "out", id_key=tmp_path / "id.key")
+    assert len(written.manifest) == 5
+    ((_, reason),) = written.problems
+    assert "a damaged header" in reason
+
+
+def test_gzip_of_several_members_is_one_stream(tmp_path: Path) -> None:
+    values = numbers(SHAPE)
+    content = nrrd(values, encoding="gzip")
+    head, voxels = content[: content.index(b"\n\n") + 2], values.T.tobytes()
+    (tmp_path / "a.nrrd").write_bytes(head + b"".join(gzip.compress(part) for part in (voxels[:99], b"", voxels[99:])))
+    assert np.array_equal(read(tmp_path / "a.nrrd").values, values)
 
 
 @pytest.mark.parametrize(("suffix", "build"), [(".mha", meta_image), (".nrrd", nrrd)])

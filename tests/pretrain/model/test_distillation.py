@@ -96,6 +96,7 @@ def test_a_run_gives_the_small_backbone_and_resumes(tiny: Tiny, teacher: Path, p
     assert load_backbone(whole.folder).embed_dim == 16
     cut = shutil.copytree(whole.folder, tmp_path / "cut")
     (cut / "checkpoints" / "step_00000006" / "state.json").unlink()
+    shutil.rmtree(cut / "backbone")
     pretrain(tiny(), pictures, cut, device="cpu", teacher=teacher, resume=True)
     first, resumed = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
     assert all(torch.equal(first[name], resumed[name]) for name in first)

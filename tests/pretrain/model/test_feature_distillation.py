@@ -120,6 +120,7 @@ def test_a_run_from_a_backbone_without_heads_learns_and_resumes_exactly(
     assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
     cut = shutil.copytree(whole.folder, tmp_path / "cut")
     (cut / "checkpoints" / "step_00000020" / "state.json").unlink()
+    shutil.rmtree(cut / "backbone")
     pretrain(config, pictures, cut, device="cpu", teacher=teacher, resume=True)
     first, second = (load_file(path / "backbone" / "model.safetensors") for path in (whole.folder, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
