@@ -23,7 +23,8 @@ _FORWARD = 48  # frames that are decoded rather than sought
 _RETRIES = 32  # packets in a row that cannot be decoded, before a video without an index ends
 _BACK = (0, 16, 40)  # frames before the target from which a seek is tried
 _NO_AV1 = "its codec is AV1, for which OpenCV has no decoder on this machine; convert it to H.264 or VP9"
-_SAME_RATE = 1.1  # Matroska without a rate states 1,000 frames a second, the unit of its time stamps
+_NO_MATROSKA_RATE = 1000  # FFmpeg's rate for Matroska without one: the unit of its time stamps
+_SAME_RATE = 1.1
 _CUT = 0.95  # a video that ends before this share of its announced time is called cut off
 
 
@@ -54,18 +55,16 @@ class CaptureSource(FrameSource):
             self.facts = self._read_facts(container)
             if self._index is not None and not self._agrees(self._index):
                 self._index = None
+            if self._index is None and container == "Matroska" and self.facts.fps == _NO_MATROSKA_RATE:
+                self.facts = replace(self.facts, fps=ASSUMED_FPS, note=NO_RATE)  # until all frames are decoded
             self._open()
             if self._index is not None:
                 self._first_ms = self._index.times_ms[0]
                 self._finish(len(self._index.times_ms), self._index.times_ms[-1])
-                # OpenCV does not move in a file that announces one frame
-                self._can_seek = (
-                    len(self._index.keys) > 1
-                    and (self.facts.announced or 0) > 1
-                    and (
-                        container != "AVI"
-                        or (self.facts.announced == self.facts.frames and seeks_truly(self._address, self._index))
-                    )
+                # what a seek reaches is checked: OpenCV may not move in a file that announces no number of frames
+                self._can_seek = len(self._index.keys) > 1 and (
+                    container != "AVI"
+                    or (self.facts.announced == self.facts.frames and seeks_truly(self._address, self._index))
                 )
 
     def _open(self) -> None:
@@ -223,13 +222,19 @@ class CaptureSource(FrameSource):
                 )
             elif frames > facts.announced and facts.container in ("MP4", "AVI"):
                 problem = f"its header announces {facts.announced:,} frames, and {frames:,} are in the file"
-        steady, fps = self._index is not None and _is_steady(self._index.times_ms, facts.fps), facts.fps
-        if self._index is not None and not steady and last_ms > self._first_ms:
+        steady, fps, note = self._is_steady(facts.fps), facts.fps, facts.note
+        if not steady and last_ms > self._first_ms:
             mean = (frames - 1) * 1000 / (last_ms - self._first_ms)
-            fps = fps if mean / _SAME_RATE < fps < mean * _SAME_RATE else mean
+            if not mean / _SAME_RATE < fps < mean * _SAME_RATE:
+                fps, note, steady = mean, None, self._is_steady(mean)
         self.facts = replace(
-            facts, fps=fps, frames=frames, problem=problem, indexed=self._index is not None, constant_rate=steady
-        )
+            facts, fps=fps, frames=frames, problem=problem, note=note, indexed=self._index is not None,
+            constant_rate=steady,
+        )  # fmt: skip
+
+    def _is_steady(self, fps: float) -> bool:
+        """Return whether the frames are known to follow at a rate."""
+        return self._index is not None and _is_steady(self._index.times_ms, fps)
 
 
 def _key_before(index: PacketIndex, number: int) -> int:

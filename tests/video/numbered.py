@@ -60,6 +60,30 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, bytes]
         start += size
 
 
+def drop_matroska_rate(data: bytes, shifts_ms: list[int]) -> bytes:
+    """Shift the times of the frames of a WebM, and drop its rate and its duration, as browsers record it."""
+    changed = bytearray(data)
+    for name in (b"\x23\xe3\x83", b"\x44\x89"):  # DefaultDuration, Duration
+        place = changed.index(name)
+        length = len(name) + (changed[place + len(name)] & 127)  # of the void element
+        changed[place : place + 2] = bytes([0xEC, 0x80 | (length - 1)])
+    place = changed.index(b"\x1f\x43\xb6\x75")  # Cluster
+    for shift in shifts_ms:
+        while changed[place] != 0xA3 or (block := _simple_block(changed, place + 1)) is None:
+            place += 1
+        start, place = block
+        struct.pack_into(">h", changed, start + 1, struct.unpack_from(">h", changed, start + 1)[0] + shift)
+    return bytes(changed)
+
+
+def _simple_block(data: bytearray, place: int) -> tuple[int, int] | None:
+    """Return start and end of the content of a block of track 1 whose size is at `place`; None for other bytes."""
+    width = 9 - data[place].bit_length()
+    size = int.from_bytes(data[place : place + width], "big") & ((1 << 7 * width) - 1)
+    start = place + width
+    return (start, start + size) if data[start] == 0x81 and 4 < size <= len(data) - start else None
+
+
 def set_avi_count(data: bytes, frames: int) -> bytes:
     """Replace the number of frames in both headers of an AVI."""
     changed = bytearray(data)
