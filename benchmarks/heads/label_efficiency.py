@@ -10,8 +10,9 @@
 Each run fits one head on n labelled images and tests it on images of the same source and of another one: the rows of
 ``--other COLUMN=VALUE``, which are never used for training, or the test split of ``--other-data MANIFEST``. The images
 are drawn by group; a draw of 10 images is part of the draw of 25. A fifth of the n images are the validation split of a
-head; where these are few, a segmenter is then trained again on all n (``fit.refit``). The network from scratch (masks: U-Net of SMP with a resnet18; classes: resnet18) is trained on all n, with its
-last weights and the threshold 0.5. Everyone gets the same images and
+head; where these are few, a segmenter is then trained again on all n (``fit.refit``). The network from scratch (masks:
+U-Net of SMP with a resnet18; classes: resnet18) is trained on all n, with its last weights and the threshold 0.5.
+Everyone gets the same images and
 
 - ``--seconds``: the same processor seconds, with the features and their augmented copies included; or
 - ``--free``: as long as it wants: a head its default length, the U-Net ``--steps`` steps of 8.
