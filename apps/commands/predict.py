@@ -105,11 +105,11 @@ def predict(
     are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where it
     stopped.
 
-    For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames) an adapter writes a numbered folder:
-    `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one answer, of a segmenter a mask
-    video (exact) and an overlay video, and of a depth estimator a depth video (exact) and one in colours. A classifier
-    for groups predicts evenly spaced frames. Frames without a prediction are marked in the table, and the exit code is
-    1. After an interruption finished videos are kept. For research use only.
+    For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames or with a video stream) an adapter
+    writes a numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one
+    answer, of a segmenter a mask video (exact) and an overlay video, and of a depth estimator a depth video (exact) and
+    one in colours. A classifier for groups predicts evenly spaced frames. Frames without a prediction are marked in the
+    table, and the exit code is 1. After an interruption finished videos are kept. For research use only.
     """
     arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE

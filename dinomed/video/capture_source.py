@@ -48,6 +48,10 @@ class CaptureSource(FrameSource):
         with refusing(path):
             self._address, container = stream or (path, container_of(path))
             if container is None:
+                if stream is not None:
+                    raise DinomedError(
+                        "its video stream is not one that is read (MPEG-2, H.264, HEVC, MP4 or Matroska)"
+                    )
                 raise DinomedError("not a video (MP4, MOV, AVI, Matroska, WebM or MPEG)")
             self._index = read_packets(self._address)
             self._numbers = {} if self._index is None else {t: k for k, t in enumerate(self._index.times_ms)}

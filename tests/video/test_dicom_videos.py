@@ -165,8 +165,8 @@ def test_of_a_truncated_stream_the_frames_before_the_cut_are_kept(tmp_path: Path
 @pytest.mark.parametrize(
     ("fragments", "elements", "reason"),
     [
-        ([b"some text, which is no video"], {}, "not a video"),
-        ([b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"], {}, "not a video"),
+        ([b"some text, which is no video"], {}, "its video stream is not one that is read"),
+        ([b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"], {}, "its video stream is not one that is read"),
         ([], {}, "video stream is empty"),
         (None, {"Rows": 480}, "declares 160x480 px, its video has 160x96"),
     ],

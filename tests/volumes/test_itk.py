@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as itk
 
 import dinomed
 from dinomed.errors import UsageError
@@ -113,7 +114,6 @@ def test_a_mask_is_written_in_the_format_and_geometry_of_its_volume(
 
 
 def test_itk_reads_the_same_and_what_is_written(tmp_path: Path) -> None:
-    itk = pytest.importorskip("SimpleITK")
     values = numbers(SHAPE)
     for path in write_all(tmp_path, values):
         volume, theirs = read(path), itk.ReadImage(str(path))

@@ -56,7 +56,10 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
             names = sorted(name for files in unwritten_files(path) for name in files)
             inside = [path / name for name in names if kind_of(path / name) in VIDEO_KINDS]
         elif kind_of(path) not in VIDEO_KINDS:
-            raise UsageError(f"{path} is not a video (MP4, MOV, AVI, Matroska, WebM, MPEG, or DICOM of several frames)")
+            raise UsageError(
+                f"{path} is not a video (MP4, MOV, AVI, Matroska, WebM, MPEG, or DICOM of several "
+                "frames or with a video stream)"
+            )
         for video in inside:
             videos.setdefault(video.resolve(), video)
     if not videos:
