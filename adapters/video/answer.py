@@ -1,4 +1,4 @@
-"""Base class of the answers for a video: what its frames are written as, and what is said about the whole video."""
+"""Base class of the answers for a video: rows of its frames, written videos, plot and summary."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ class VideoAnswer(ABC):
         self.lines: dict[str, list[float]] = {name: [] for name in lines}
 
     def begin(self, path: Path) -> None:  # noqa: B027
-        """Read what the answer needs of the file of the video; called first. The base class needs nothing."""
+        """Read the header of the video file before the first frame. The base class reads nothing."""
 
     @contextmanager
     def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:

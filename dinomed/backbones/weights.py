@@ -7,7 +7,6 @@ The names in this project are those of official DINOv2. Also known are checkpoin
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +15,14 @@ from dinomed.backbones.config import ViTConfig, grid_side
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import read_json
-from dinomed.io.weight_file import read_weight_file
+from dinomed.io.weight_file import find_tensor_table, read_weight_file
 from dinomed.log import logger
 
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 INDEX_FILE = "model.safetensors.index.json"
 """List of the shards of weights that are kept in several files."""
-TABLES = ("teacher", "state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "student")
-"""Names under which files of trainings keep tables of weights. The first one in this order is used."""
+_NAMES = 10  # entries in the note of what is ignored
 
 
 def read_weights(path: str | Path) -> State:
@@ -42,7 +40,8 @@ def read_weights(path: str | Path) -> State:
         ignored = [*ignored, f"{len(rest)} tensors outside the backbone ({_few(rest)})"]
     if Path(path).is_file() and ignored:
         place = f"the weights are those of {' in '.join(map(repr, reversed(used)))}; " if used else ""
-        logger.info(f"{path}: {place}ignored: {', '.join(ignored)}")
+        more = f", and {len(ignored) - _NAMES:,} more entries" if len(ignored) > _NAMES else ""
+        logger.info(f"{path}: {place}ignored: {', '.join(ignored[:_NAMES])}{more}")
     return _convert_names(state)
 
 
@@ -65,7 +64,7 @@ def _read_table(path: Path) -> tuple[State, list[str], list[str]]:
         path = next((path / name for name in FOLDER_FILES if (path / name).is_file()), path / FOLDER_FILES[0])
     if not path.is_file():
         raise UsageError(f"weights {path} do not exist")
-    return _unwrap(read_weight_file(path), path)
+    return find_tensor_table(read_weight_file(path), path)
 
 
 def shard_names(index: Path) -> list[str]:
@@ -102,28 +101,6 @@ def _read_shards(folder: Path) -> State:
             f"{folder}: its shards lack {len(lost)} listed tensors ({_few(lost)}); copy the folder again"
         )
     return state
-
-
-def _unwrap(data: Any, path: Path) -> tuple[State, list[str], list[str]]:
-    """Return what `_read_table` does, of the content of a file."""
-    used: list[str] = []
-    ignored: list[str] = []
-    while isinstance(data, dict) and (key := next((key for key in TABLES if _is_table(data.get(key))), None)):
-        used.append(key)
-        ignored += [repr(name) for name in data if name != key]
-        data = data[key]
-    if not _is_table(data) or not all(isinstance(value, Tensor) for value in data.values()):
-        raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
-    return {name: data.pop(name).clone() for name in list(data)}, used, ignored  # no views of the file
-
-
-def _is_table(value: Any) -> bool:
-    """Return whether a value is a table of tensors, or holds one under a name of `TABLES`."""
-    if not isinstance(value, dict):
-        return False
-    return any(isinstance(inner, Tensor) for inner in value.values()) or any(
-        _is_table(value.get(key)) for key in TABLES
-    )
 
 
 def convert(state: Mapping[str, Tensor]) -> State:

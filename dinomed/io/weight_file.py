@@ -17,10 +17,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dinomed.errors import DinomedError, system_reason
 
 AGAIN = "copy or download it again"
+TABLES = ("teacher", "state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "student")
+"""Names under which files of trainings keep tables of weights. The first one in this order is used."""
+_NAME_LENGTH = 60  # characters of a name in a message
 
 REPLACED = (
     "argparse.Namespace",
@@ -95,6 +99,53 @@ def read_weight_file(path: Path) -> Any:
     except Exception as error:  # an unpickler raises any error on damaged bytes
         why = f"cut off, damaged, or not a file of weights ({_first_sentence(error)})"
         raise DinomedError(f"{path}: {why}; {AGAIN}") from None
+
+
+def find_tensor_table(data: Any, path: Path) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Return the table of weights in the content of a file; `data` may lose its tensors.
+
+    Args:
+        data: the content, as of `read_weight_file`.
+        path: the file, for messages.
+
+    Returns:
+        The tensors, the names of the dictionaries around them, and the names of the entries beside them.
+
+    Raises:
+        DinomedError: the content holds no table of tensors.
+    """
+    used: list[str] = []
+    ignored: list[str] = []
+    while isinstance(data, dict) and (key := next((key for key in TABLES if _is_table(data.get(key))), None)):
+        used.append(key)
+        ignored += [_shorten(name) for name in data if name != key]
+        data = data[key]
+    beside = [name for name, value in data.items() if _is_number(value)] if isinstance(data, dict) else []
+    ignored += map(_shorten, beside)
+    data = {name: value for name, value in data.items() if not _is_number(value)} if beside else data
+    if not _is_table(data) or not all(isinstance(value, Tensor) for value in data.values()):
+        raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
+    return {name: data.pop(name).clone() for name in list(data)}, used, ignored  # no views of the file
+
+
+def _shorten(name: object) -> str:
+    """Return a name of a file for a message, at most `_NAME_LENGTH` characters."""
+    text = repr(name)
+    return text if len(text) <= _NAME_LENGTH else f"{text[: _NAME_LENGTH - 3]}..."
+
+
+def _is_number(value: object) -> bool:
+    """Return whether a value beside tensors holds none: a number or text, such as an epoch."""
+    return value is None or isinstance(value, bool | int | float | str | Omitted)
+
+
+def _is_table(value: Any) -> bool:
+    """Return whether a value is a table of tensors, or holds one under a name of `TABLES`."""
+    if not isinstance(value, dict):
+        return False
+    return any(isinstance(inner, Tensor) for inner in value.values()) or any(
+        _is_table(value.get(key)) for key in TABLES
+    )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -13,7 +13,7 @@ from dinomed.isolation.pool import shared_pool
 from dinomed.progress import bar
 from dinomed.volumes.completeness import completeness_hint
 from dinomed.volumes.geometry import Grid
-from dinomed.volumes.itk import SUFFIXES, is_volume_file
+from dinomed.volumes.itk import SUFFIXES, is_volume_file, voxel_file
 from dinomed.volumes.series import DicomFrame, sort_frames
 
 _BATCH = 64
@@ -73,16 +73,18 @@ def find_volumes(paths: Sequence[Path]) -> VolumeSearch:
             raise UsageError(f"{path} is neither a volume ({', '.join(SUFFIXES)}) nor DICOM")
         for file in inside:
             files.setdefault(file.resolve(), file)
-    dicom = []
+    dicom, others, data = list[Path](), list[Path](), set[Path]()  # data files of headers are no files of their own
     for file in files.values():
         if is_volume_file(file):
             search.sources.append(VolumeSource(file, file_stem(file)))
+            data.add(voxel_file(file))
         elif is_dicom(file):
             dicom.append(file)
         elif file.suffix.lower() == ".dcm" or file.stat().st_size == 0:  # as an interrupted copy leaves it
             search.problems.append((str(file), "an empty or damaged file, which may be a slice of a series"))
         else:
-            search.left_out["other files"] += 1
+            others.append(file)
+    search.left_out["other files"] += sum(file.resolve() not in data for file in others)
     _add_series(dicom, search)
     search.sources.sort(key=lambda source: str(source.path))
     if not search.sources and not search.problems:

@@ -172,14 +172,19 @@ def _text(numbers: np.ndarray, separator: str = " ") -> str:
     return separator.join(repr(float(number)) for number in numbers)
 
 
+def voxel_file(path: Path) -> Path:
+    """Return the file that holds the voxels of a volume: the file itself, or the data file of its header."""
+    try:
+        return data_file(path, parse_header(first_bytes(path, HEADER_BYTES))) if is_itk(path) else path
+    except (DinomedError, ValueError):
+        return path  # it is reported when it is read
+
+
 def volume_identifier(path: Path) -> str:
     """Return the identifier of a volume for `pseudonym`: the hash of its file, and of its data file if it has one.
 
     Raises:
         UsageError: a file cannot be read.
     """
-    try:
-        file = data_file(path, parse_header(first_bytes(path, HEADER_BYTES))) if is_itk(path) else path
-    except (DinomedError, ValueError):
-        file = path  # it is reported when it is read
+    file = voxel_file(path)
     return content_identifier(path) if file == path else f"{content_identifier(path)} {content_identifier(file)}"

@@ -82,6 +82,26 @@ def test_of_a_training_file_only_the_weights_are_in_memory(tmp_path: Path, monke
     assert all(torch.equal(table[name], state[name]) for name in state)
 
 
+def test_numbers_beside_the_tensors_are_ignored_and_the_note_is_short(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state, path = vit().state_dict(), tmp_path / "training.pth"
+    entries = {f"{'entry' * 100}{number}": number for number in range(200)}
+    caplog.set_level("INFO", "dinomed")
+    torch.save({"state_dict": {**state, "epoch": 3, "best": 0.5}, **entries}, path)
+    weights = read_weights(path)
+    assert weights.keys() == state.keys()
+    (note,) = (line for line in caplog.messages if "ignored" in line)
+    assert note.endswith(", and 192 more entries")
+    assert len(note) < 1000
+    torch.save({"state_dict": {**state, "epoch": 3}}, path)
+    read_weights(path)
+    assert caplog.messages[-1].endswith("ignored: 'epoch'")
+    torch.save({**state, "parts": [torch.zeros(1)]}, path)
+    with pytest.raises(DinomedError, match="holds no table of tensors"):
+        read_weights(path)
+
+
 def test_the_missing_class_position_of_timm_is_added() -> None:
     state = vit("dinov2_vits14_reg").state_dict()
     theirs = dict(state)
@@ -133,14 +153,14 @@ class Call:
 def malicious(marker: Path) -> dict[str, tuple[object, str]]:
     """Pickles that would run code, hidden among arguments of a training, and the name that the refusal must show."""
     system, code = f"touch {marker}", f"open({str(marker)!r}, 'w')"
-    scalar = np.float64(0.5).__reduce__()[0]
+    scalar, mkdir = np.float64(0.5).__reduce__()[0], f"{os.mkdir.__module__}.mkdir"  # posix or nt
     return {
-        "os.system": (argparse.Namespace(x=Call(os.system, system)), "posix.system"),
+        "os.system": (argparse.Namespace(x=Call(os.system, system)), f"{os.system.__module__}.system"),
         "eval": (argparse.Namespace(x=Call(eval, code)), "eval"),
         "exec": (argparse.Namespace(lr=0.1, inner=argparse.Namespace(x=[Call(exec, code)])), "exec"),
         "open": (argparse.Namespace(x=Call(open, str(marker), "w")), "io.open"),
-        "a path that is a call": (argparse.Namespace(x=Call(type(marker), Call(os.mkdir, str(marker)))), "posix.mkdir"),
-        "a number that is a call": (Call(scalar, np.dtype("f8"), Call(os.mkdir, str(marker))), "posix.mkdir"),
+        "a path that is a call": (argparse.Namespace(x=Call(type(marker), Call(os.mkdir, str(marker)))), mkdir),
+        "a number that is a call": (Call(scalar, np.dtype("f8"), Call(os.mkdir, str(marker))), mkdir),
         "getattr": (Call(getattr, argparse.Namespace(), "x"), "getattr"),
         "a method of an allowed class": (Call(Path.touch, marker), "getattr"),
         "another function of numpy": (Call(np.fromfile, "/etc/hostname", "u1"), "numpy.fromfile"),

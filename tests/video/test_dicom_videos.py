@@ -197,6 +197,8 @@ def test_pixels_that_are_not_encapsulated_are_refused(tmp_path: Path) -> None:
 def test_a_folder_of_images_has_the_first_frame_and_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     wrapped(tmp_path / "a.dcm", plain(tmp_path, "mp4"), frames=1)
     (tmp_path / "plain.mp4").unlink()
+    (note,) = (line for line in scan_with_report(tmp_path, out=tmp_path / "m.csv").notes if "several frames" in line)
+    assert note.startswith("1 file with several frames or pages; the first is used")
     open_dataset(tmp_path)
     assert any("with several frames: 1; the first frame of each is used" in line for line in caplog.messages)
 
@@ -219,6 +221,8 @@ def test_frames_of_a_scan_have_their_patient_as_group(tmp_path: Path) -> None:
     rule = {"fps": 1, "duplicate_bits": -1, "min_sharpness": 0, "min_tissue": 0, "min_luminance": 0}
     result = scan_with_report(folder, out=tmp_path / "m.csv", videos=True, **rule)
     manifest = result.manifest
+    assert result.multi_frame == 0
+    assert not any("several frames" in line for line in result.notes)
     assert result.warnings == ["b.dcm: its DICOM header states 89 frames, and its video has 90"]
     assert manifest.column("video") == ["a.dcm"] * 4 + ["b.dcm"] * 4
     assert manifest.column("frame") == ["0", "25", "50", "75"] * 2

@@ -209,6 +209,8 @@ def test_detached_volumes_of_one_header_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name / "x.mhd").write_bytes(meta_image(numbers(SHAPE), data="x.raw"))
         (tmp_path / name / "x.raw").write_bytes(numbers(SHAPE, seed).T.tobytes())
     assert volume_identifier(tmp_path / "a" / "x.mhd") != volume_identifier(tmp_path / "b" / "x.mhd")
+    (tmp_path / "a" / "notes.raw").write_bytes(b"notes")
+    assert find_volumes([tmp_path]).left_out["other files"] == 1
     with pytest.raises(UsageError, match="is neither a volume"):
         find_volumes([tmp_path / "a" / "x.raw"])
 

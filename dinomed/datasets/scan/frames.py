@@ -124,7 +124,10 @@ def _read_video(
         video = Video(path)
         header, patient, study = frame_header(video.facts), None, None
         if is_dicom(path):
-            header, (patient, study) = replace(read_dicom_header(path), frames=1), read_patient(path)
+            header, (patient, study) = (
+                replace(read_dicom_header(path), frames=1, video_stream=False),
+                read_patient(path),
+            )
 
         def keep(frame: VideoFrame) -> None:
             image = frame_path(name, frame.number)

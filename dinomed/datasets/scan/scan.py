@@ -236,7 +236,7 @@ def scan(
                 pairs,
                 table,
                 columns,
-                sum(f.header.frames > 1 and f.header.channels in (1, 3) for f in facts),
+                sum((f.header.frames > 1 and f.header.channels in (1, 3)) or f.header.video_stream for f in facts),
             ),
             *video_notes(frames, common),
         ],

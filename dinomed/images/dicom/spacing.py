@@ -73,8 +73,8 @@ class FrameSpacings:
 
         Args:
             frame: its number, from 0.
-            inside: mask (H, W) of the pixels for which the spacing is asked. In an image with regions the mask may
-                touch those of one scale only, and lies in them; an empty mask has the scale of any region.
+            inside: mask (H, W) of the measured pixels. In an image with regions, all of them must lie in regions of one
+                scale; else the spacing is not known. An empty mask has the scale of any region.
         """
         number = 0 if len(self._frames) == 1 else frame
         spacing = self._frames[number] if number < len(self._frames) else None
