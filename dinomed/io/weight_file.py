@@ -1,9 +1,9 @@
 """Reading of files of weights (safetensors, .pth, .bin) without running code from them.
 
-A .pth file is a pickle. torch reads it with ``weights_only=True``: its unpickler knows tensors, containers and numbers,
-and refuses every other global before it is looked up. Files of training scripts also hold the arguments of the script.
-Their classes are listed in `REPLACED`: each of them becomes `Omitted`, a class of dinomed that keeps nothing. So no
-listed class and no function of NumPy is called with values of the file.
+A .pth file is a pickle. Its instructions are checked first (`dinomed.io.pickle_check`); then torch reads it with
+``weights_only=True``. Training checkpoints also hold the arguments of the script. Their classes are listed in
+`REPLACED`: each of them becomes `Omitted`, a class of dinomed that keeps nothing. So no listed class and no function of
+NumPy is called with values of the file. While a file is read, torch permits no names that other libraries have added.
 """
 
 import errno
@@ -11,6 +11,8 @@ import pickle
 import re
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +22,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dinomed.errors import DinomedError, system_reason
+from dinomed.io.pickle_check import REPLACED, check_weight_pickle
 
 AGAIN = "copy or download it again"
 TABLES = ("teacher", "state_dict_ema", "model_ema", "ema", "state_dict", "model", "module", "student")
-"""Names under which files of trainings keep tables of weights. The first one in this order is used."""
+"""Names under which training checkpoints keep tables of weights. The first one in this order is used."""
+MAX_LEVELS = 4
+"""Tables within tables that are looked through."""
 _NAME_LENGTH = 60  # characters of a name in a message
-
-REPLACED = (
-    "argparse.Namespace",
-    # a path among the arguments; Python 3.13 has another module
-    "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
-    # a metric or a learning rate that is a number or an array of NumPy; NumPy 2 has another module
-    "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
-)  # fmt: skip
-"""Names in a pickle for which `Omitted` is built; all other names that torch does not know are refused."""
 
 
 class Omitted:
@@ -77,18 +71,23 @@ def read_weight_file(path: Path) -> Any:
         with (
             warnings.catch_warnings(action="ignore"),  # about pickle protocols
             _lock,
-            torch.serialization.safe_globals([(Omitted, name) for name in REPLACED]),
+            _only_replaced(),
         ):
+            check_weight_pickle(path)
             # of a zip archive only the tensors that are used are read; a bare pickle has no parts
             return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK"))
     except SafetensorError as error:
         raise DinomedError(f"{path}: a damaged safetensors file ({_first_sentence(error)}); {AGAIN}") from None
     except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        name = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+        if name is None:
+            raise DinomedError(
+                f"{path}: a pickle that cannot be read without running code from it; save it again with "
+                "torch.save(state_dict, FILE), or as safetensors, where you trust it"
+            ) from None
         raise DinomedError(
-            f"{path}: refused: it holds more than tensors and the arguments of a training"
-            f"{f' ({name[1]})' if name else ''}, and reading that may run its code; save its state dict as safetensors "
-            "where you trust it"
+            f"{path}: refused: it holds more than tensors and the arguments of a training ({name[1]}), and reading "
+            "that may run its code; save its state dict as safetensors where you trust it"
         ) from None
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch seeks in a zip archive that is cut off
@@ -116,16 +115,28 @@ def find_tensor_table(data: Any, path: Path) -> tuple[dict[str, Tensor], list[st
     """
     used: list[str] = []
     ignored: list[str] = []
-    while isinstance(data, dict) and (key := next((key for key in TABLES if _is_table(data.get(key))), None)):
+    for levels in range(MAX_LEVELS, 0, -1):
+        key = next((key for key in TABLES if isinstance(data, dict) and _is_table(dict.get(data, key), levels)), None)
+        if key is None:
+            break
         used.append(key)
-        ignored += [_shorten(name) for name in data if name != key]
-        data = data[key]
-    beside = [name for name, value in data.items() if _is_number(value)] if isinstance(data, dict) else []
-    ignored += map(_shorten, beside)
-    data = {name: value for name, value in data.items() if not _is_number(value)} if beside else data
-    if not _is_table(data) or not all(isinstance(value, Tensor) for value in data.values()):
+        ignored += [_shorten(name) for name in dict.keys(data) if name != key]
+        data = dict.get(data, key)
+    if not _is_table(data, 1):
         raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
-    return {name: data.pop(name).clone() for name in list(data)}, used, ignored  # no views of the file
+    ignored += [_shorten(name) for name, value in dict.items(data) if _is_number(value)]
+    size = path.stat().st_size
+    state: dict[str, Tensor] = {}
+    for name in list(dict.keys(data)):
+        value = dict.pop(data, name)
+        if _is_number(value):
+            continue
+        if not isinstance(value, Tensor):
+            raise DinomedError(f"{path}: holds no table of tensors; give the state dict of a ViT")
+        if not isinstance(name, str) or not is_plain(value, size):
+            raise DinomedError(f"{path}: {_shorten(name)} is no tensor of plain numbers that the file holds; {AGAIN}")
+        state[name] = value.clone()  # no views of the file
+    return state, used, ignored
 
 
 def _shorten(name: object) -> str:
@@ -139,12 +150,40 @@ def _is_number(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str | Omitted)
 
 
-def _is_table(value: Any) -> bool:
-    """Return whether a value is a table of tensors, or holds one under a name of `TABLES`."""
+def _is_table(value: Any, levels: int) -> bool:
+    """Return whether a value is a table of tensors, or holds one under a name of `TABLES`, at most `levels` below."""
     if not isinstance(value, dict):
         return False
-    return any(isinstance(inner, Tensor) for inner in value.values()) or any(
-        _is_table(value.get(key)) for key in TABLES
+    if any(isinstance(inner, Tensor) for inner in dict.values(value)):
+        return True
+    return levels > 1 and any(_is_table(dict.get(value, key), levels - 1) for key in TABLES)
+
+
+@contextmanager
+def _only_replaced() -> Iterator[None]:
+    """Permit only `REPLACED` inside the context; the names that the process permits are restored afterwards."""
+    permitted = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([(Omitted, name) for name in REPLACED])
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(permitted)
+
+
+def is_plain(tensor: Any, size: int) -> bool:
+    """Return whether a value is a tensor on the CPU whose numbers fit into a file of `size` bytes, and nothing more.
+
+    A forged tensor can repeat one number without end, have no memory, or replace its own functions.
+    """
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and not vars(tensor)
+        and tensor.numel() * tensor.element_size() <= size
     )
 
 

@@ -135,8 +135,9 @@ def test_a_pickle_that_would_run_code_is_refused(writer: str, tmp_path: Path) ->
     with pytest.raises(DinomedError) as caught:
         read_weights(path)
     assert not marker.exists()
-    assert "refused: it holds more than tensors" in str(caught.value)
-    assert "mkdir" in str(caught.value) or writer == "pickle"
+    # pickle writes names in two parts, which are not put together for the message
+    parts = {"torch": ("refused: it holds more than tensors", "mkdir"), "pickle": ("without running code from it",)}
+    assert all(part in str(caught.value) for part in parts[writer])
     assert "\n" not in str(caught.value)
 
 
@@ -307,4 +308,4 @@ def test_errors_about_other_files_are_full_sentences(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:200_000])
     with pytest.raises(DinomedError) as caught:
         read_weights(tmp_path / "w.pth")
-    assert str(caught.value).endswith("failed finding central directory); copy or download it again")
+    assert str(caught.value).endswith("(File is not a zip file); copy or download it again")
