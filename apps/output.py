@@ -88,5 +88,6 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
             markup.escape(printable(name)), justify="right" if numeric and index else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(markup.escape(printable(format_value(value))) for value in row))
+        texts = (format_value(value).replace("\N{NO-BREAK SPACE}", " ") for value in row)  # of intervals, for pages
+        table.add_row(*(markup.escape(printable(text)) for text in texts))
     return table

@@ -48,3 +48,10 @@ def test_lines_of_a_caption_stay_lines_and_other_control_characters_are_shown() 
     print_table(table, Console(file=stream, width=80))
     lines = [line.strip() for line in stream.getvalue().splitlines()]
     assert lines[-2:] == ["3 of 26 images", "runs/\\x1b[31mreport"]
+
+
+def test_intervals_in_a_table_have_plain_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    from dinomed.html.words import format_interval
+
+    emit({}, False, build_table(("metric", "95% interval"), [("Dice", format_interval(0.15, 0.576))]))
+    assert "0.150 to 0.576" in capsys.readouterr().out
