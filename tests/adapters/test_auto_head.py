@@ -120,7 +120,7 @@ def test_groups_are_chosen_among_the_heads_that_read_pooled_tokens(
 def test_the_linear_segmenter_is_chosen_among_several_blocks(
     backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:
-    fit = {"epochs": 1, "min_steps": 0, "batch_size": 8}
+    fit = {"epochs": 1, "min_steps": 0, "batch_size": 8, "refit": "never"}
     settings = {"head": {"name": "auto"}, "image_size": 32, "fit": fit, "augment": "light", "augment_copies": 1}
     config = build_config(SegmentConfig, settings, "test")
     result = fit_head(backbone, manifest, tmp_path / "seg", config, cache=tmp_path / "cache")

@@ -179,7 +179,7 @@ def test_a_file_that_is_no_vit_gives_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a ViT without a class token"):
         load_backbone(tmp_path / "pooled.safetensors")
     (tmp_path / "weights.pth").write_bytes(pickle.dumps({"a": Payload()}))
-    with pytest.raises(DinomedError, match="refused: it holds more than tensors"):
+    with pytest.raises(DinomedError, match="cannot be read without running code from it"):
         load_backbone(tmp_path / "weights.pth")
     torch.save(vit().state_dict(), tmp_path / "whole.pth")
     content = (tmp_path / "whole.pth").read_bytes()
