@@ -59,19 +59,8 @@ def install(folder: Path, attempts: int) -> int:
     code = 0
     for attempt in range(attempts):
         time.sleep(10 * attempt)
-        pip = [
-            python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--timeout",
-            "15",
-            "--retries",
-            "1",
-        ]
-        if _run([*pip, "uv"])[0]:
+        brief = ["--quiet", "--disable-pip-version-check", "--timeout", "15", "--retries", "1"]
+        if _run([python, "-m", "pip", "install", *brief, "uv"])[0]:
             code = NOT_REACHED  # pip installs a wheel without dependencies: only the index can fail
             continue
         words = ["--resolution", "lowest-direct", "--constraints", versions, "--editable", ".[test]"]

@@ -41,8 +41,8 @@ class FitConfig(Config):
 
     `adamw` uses shuffled batches and a cosine learning rate. With `seconds` it ends when the process has computed that
     long, and an epoch ends after its share of the time; the result then depends on the machine. `lbfgs` uses all
-    examples at once, ten iterations an epoch, and ignores `min_steps`, `seconds`, `batch_size` and `learning_rate`; its
-    `weight_decay` is an L2 penalty.
+    examples at once, ten iterations an epoch, and ignores `min_steps`, `seconds`, `batch_size`, `learning_rate`,
+    `warmup` and `average`; its `weight_decay` is an L2 penalty.
     """
 
     optimizer: Literal["adamw", "lbfgs"] = Field(

@@ -49,9 +49,9 @@ def count_batches(count: int, size: int) -> int:
     return max(1, count // size + (count % size > 1))
 
 
-def count_passes(config: FitConfig, count: int) -> int:
-    """Return the passes over `count` examples in an epoch of AdamW, so that a fit has `min_steps`."""
-    return max(1, ceil(config.min_steps / (config.epochs * count_batches(count, config.batch_size))))
+def count_passes(config: FitConfig, batches: int) -> int:
+    """Return the passes of an epoch, so that a fit has `min_steps`; `batches` are those of a pass."""
+    return max(1, ceil(config.min_steps / (config.epochs * batches)))
 
 
 class BatchedAdamW:
@@ -72,7 +72,7 @@ class BatchedAdamW:
             kinds = np.unique(grids, axis=0, return_inverse=True)[1].ravel()
             self.members = [np.flatnonzero(kinds == kind) for kind in range(kinds.max() + 1)]
         self.batches = sum(count_batches(len(members), self.size) for members in self.members)
-        self.passes = max(1, ceil(config.min_steps / (config.epochs * self.batches)))
+        self.passes = count_passes(config, self.batches)
         self.steps = self.passes * self.batches
         if self.passes > 1:
             logger.info(

@@ -228,13 +228,14 @@ def _copies(fit: "HeadFit") -> int:
 
 def _images_per_epoch(fit: "HeadFit") -> int:
     """Return the images that pass through the backbone in every epoch: of train, and of val if its features change."""
-    from dinomed.adapters.fitting.optimizers import count_passes
+    from dinomed.adapters.fitting.optimizers import count_batches, count_passes
 
     if not fit.config.live or _copies(fit):
         return 0
     changes = fit.config.tune.active or not fit.feature_parts()
-    passes = count_passes(fit.config.fit, len(fit.splits.train))
-    return passes * len(fit.splits.train) + (len(fit.splits.val) if changes else 0)
+    train, settings = len(fit.splits.train), fit.config.fit
+    passes = count_passes(settings, count_batches(train, settings.batch_size))
+    return passes * train + (len(fit.splits.val) if changes else 0)
 
 
 def _list_passes(fit: "HeadFit", spec: Any, pool: "Manifest | None") -> Iterator[tuple[Any, tuple[int, int]]]:

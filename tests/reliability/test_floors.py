@@ -22,7 +22,7 @@ OF_THE_INDEX = {
 }
 OF_THE_PROJECT = {
     "no version": f"{NO_SOLUTION}only numpy<=2.5.5 is available and you require numpy>=99",
-    "build": "error: Failed to build `dinomed @ file:///work/dinomed`\n  cause: The build backend returned an error",
+    "build": "error: Failed to build `dinomed @ file:///project`\n  cause: The build backend returned an error",
     "anything else": "error: an error of another kind",
 }
 

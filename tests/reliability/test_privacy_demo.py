@@ -28,14 +28,8 @@ MARK, NAME_MARK, UID_ROOT, DATE, OTHER = (marks[name] for name in ("MARK", "NAME
 holds, files_with, files_with_age, plant_images, plant_video, plant = (
     marks[name] for name in ("holds", "files_with", "files_with_age", "plant_images", "plant_video", "plant")
 )
-TINY = """
-backbone: {embed_dim: 32, depth: 2, num_heads: 2, patch_size: 8}
-crops: {global_size: 32, local_size: 16, num_local: 2}
-objective:
-  dino_head: {prototypes: 32, hidden: 32, bottleneck: 16}
-  ibot_head: {prototypes: 32, hidden: 32, bottleneck: 16}
-run: {steps: 4, batch_size: 8, workers: 0, log_every: 1, checkpoint_every: 2, pca_images: 3}
-"""
+TINY = runpy.run_path(str(HERE.parent / "apps" / "quickstart" / "test_quickstart.py"))["TINY"]
+"""Settings of a pretraining of a second."""
 NAMED = ("images.parquet", "index/index.safetensors")
 """Outputs of a quickstart that name files by design: the table of images, and the index of its images."""
 

@@ -100,6 +100,18 @@ def torch_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: t for name, t in read_tensors(folder / "adapter.safetensors").items() if name.startswith("head.")}
 
 
+def test_the_head_that_auto_chooses_is_trained_again(
+    backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path
+) -> None:
+    config = SegmentConfig.model_validate(segmenter(epochs=1).model_dump() | {"head": {"name": "auto"}})
+    result = fit_head(backbone, manifest, tmp_path / "seg", config, cache=cache)
+    kept = next(row for row in result.tried if row["kept"])
+    assert result.validation["dice"] == kept["dice"]  # of the head that did not see val
+    assert (
+        read_record(result.folder).training["refitted_on"] == result.refitted_on > len(manifest.select(split="train"))
+    )
+
+
 def test_many_val_groups_choose_the_epoch_and_nothing_is_trained_again(
     backbone: FrozenBackbone, manifest: Manifest, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
