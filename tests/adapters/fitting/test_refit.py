@@ -64,6 +64,7 @@ def test_a_segmenter_with_few_val_groups_is_trained_again_on_all_images(
     assert "refitted_on" not in records["once"].training
     assert twice.validation == once.validation
     assert (twice.threshold, once.threshold) == (0.5, 0.5)
+    assert "0.5, fixed" in (twice.folder / "card.md").read_text()
     assert records["twice"].training["data"]["train"]["images"] == len(train)
     assert "trained again" in (twice.folder / "card.md").read_text()
     assert "trained again" not in (once.folder / "card.md").read_text()
