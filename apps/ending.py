@@ -4,6 +4,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dinomed.datasets.manifest import Manifest
 
 BACKBONE = "dinov2_vits14"
-"""Backbone of a proposed training of a head, where the command before had none."""
+"""Published backbone that is named beside a proposed pretraining."""
 CONFIG = "vit_tiny_cpu"
 """Config of a proposed pretraining."""
 MAP_OPTIONS = ("weights", "image_size", "mean", "std")
@@ -27,9 +28,17 @@ Step = tuple[list[str], dict[str, Any]]
 """Words of a command, and its arguments by the names of its function."""
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """The command that is likely to follow, and lines that say what follows it."""
+
+    step: Step
+    lines: tuple[str, ...] = ()
+
+
 def print_end(
     written: Iterable[str | Path | None] = (),
-    step: Step | Callable[[], Step | None] | None = None,
+    step: Step | Proposal | Callable[[], Step | Proposal | None] | None = None,
     *,
     as_json: bool = False,
     mark: str = "",
@@ -49,9 +58,12 @@ def print_end(
             print(f"{mark}Wrote: {printable(str(path))}")
     if callable(step):
         step = step()
-    line = None if step is None else command_line(*step)
-    if line is not None:
+    proposal = step if isinstance(step, Proposal) or step is None else Proposal(step)
+    line = None if proposal is None else command_line(*proposal.step)
+    if proposal is not None and line is not None:
         print(f"{mark}Next: {line}")
+        for further in proposal.lines:
+            print(f"{mark}{further}")
 
 
 def command_line(command: list[str], arguments: Mapping[str, Any]) -> str | None:
@@ -94,24 +106,30 @@ def after_dry_run(command: list[str], options: Mapping[str, Any]) -> Step:
     return command, {name: value for name, value in options.items() if name != "dry_run"}
 
 
-def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool, label_maps: bool = False) -> Step:
-    """Return the training of a head if there are masks or classes, else a pretraining.
+def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool, label_maps: bool = False) -> Proposal:
+    """Return a pretraining on the images, which needs no network; its lines name the heads that the targets allow.
 
-    Before the training of a head, a manifest without splits is scanned, as that of `slices`; `label_maps`: a mask has
+    A manifest with masks or classes and without splits is scanned first, as that of `slices`; `label_maps`: a mask has
     several classes.
     """
-    task = "segment" if masks else "classify" if has_classes(manifest) else None
-    if task is None:
-        return after_images(path)
-    if not manifest.has("split"):
+    tasks = {"segment": "masks"} if masks else {}
+    tasks |= {"classify": "labels"} if has_classes(manifest) else {}
+    if tasks and not manifest.has("split"):
         folder = Path(path).parent
-        return ["scan"], {
-            "folder": folder,
-            "labels": Path(path),
-            "out": free_path(f"{folder.name or 'scanned'}.parquet"),
-        }
-    settings = ["kind=multiclass"] if masks and label_maps else None
-    return train_step(task, BACKBONE, path, settings=settings)
+        out = free_path(f"{folder.name or 'scanned'}.parquet")
+        return Proposal((["scan"], {"folder": folder, "labels": Path(path), "out": out}))
+    pretraining = after_images(path)
+    if not tasks:
+        return Proposal(pretraining)
+    first = next(iter(tasks))
+    settings = ["kind=multiclass"] if first == "segment" and label_maps else None
+    training = command_line(*train_step(first, pretraining[1]["out"], path, settings=settings))
+    choice = ", ".join(f"train {task} for the {targets}" for task, targets in tasks.items())
+    published = (
+        f"Or, instead of pretraining, a published backbone: --backbone {BACKBONE} --weights FILE; without --weights "
+        "its weights are downloaded"
+    )
+    return Proposal(pretraining, (f"Then ({choice}): {training}", published))
 
 
 def after_images(path: str | Path) -> Step:

@@ -10,7 +10,7 @@ from dinomed.apps.options import Json, Quiet
 
 if TYPE_CHECKING:
     from dinomed.apps.api.doctor import DoctorReport
-    from dinomed.apps.ending import Step
+    from dinomed.apps.ending import Proposal, Step
     from dinomed.apps.examine.report import ArtefactReport
 
 
@@ -49,7 +49,7 @@ def doctor(
     print_end([], lambda: _next_step(report), as_json=as_json)
 
 
-def _next_step(report: "ArtefactReport") -> "Step | None":
+def _next_step(report: "ArtefactReport") -> "Step | Proposal | None":
     """Return what a sound artefact is used for; None where that needs other files."""
     from dinomed.apps.ending import after_images, after_manifest, demo_of
     from dinomed.datasets.manifest import read_manifest

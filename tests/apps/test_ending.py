@@ -52,20 +52,24 @@ def parse(line: str) -> Any:
 
 
 def check_end(out: str, mark: str = "") -> dict[str, Any]:
-    """Check the last lines of an output, and return the values of the next command."""
+    """Check the last lines of an output, and return the values of the next command; `then`: lines after it."""
     lines = out.splitlines()
+    then: list[str] = []
+    while lines[-1].startswith((f"{mark}Then (", f"{mark}Or, ")):
+        then.insert(0, lines.pop())
+    assert len(then) <= 2
     written = [line.removeprefix(f"{mark}Wrote: ") for line in lines if line.startswith(f"{mark}Wrote: ")]
     assert [path for path in written if not Path(path).exists()] == []
     assert lines[-1].startswith(f"{mark}Next: dinomed "), out
     assert [line for line in lines if "Wrote: " in line or "Next: " in line] == lines[-len(written) - 1 :]
-    return {**parse(lines[-1].removeprefix(f"{mark}Next: ")), "written": written}
+    return {**parse(lines[-1].removeprefix(f"{mark}Next: ")), "written": written, "then": then}
 
 
 FEATURES = ("derm.parquet", "-b", "ssl")
 COMMANDS: list[tuple[tuple[str, ...], str, dict[str, str], list[str]]] = [
-    (("scan", "lesions", "--labels", "labels.csv", "--group", "lesion_id", "-o", "new.parquet"), "train segment",
-     {"data": "new.parquet", "out": "runs/segment"}, ["new.parquet"]),
-    (("scan", "lesions", "--labels", "labels.csv", "--mask", "none", "-o", "a b.parquet"), "train classify",
+    (("scan", "lesions", "--labels", "labels.csv", "--group", "lesion_id", "-o", "new.parquet"), "pretrain",
+     {"data": "new.parquet", "out": "runs/ssl"}, ["new.parquet"]),
+    (("scan", "lesions", "--labels", "labels.csv", "--mask", "none", "-o", "a b.parquet"), "pretrain",
      {"data": "a b.parquet"}, ["a b.parquet"]),
     (("scan", "lesions", "--mask", "none", "-o", "bare.parquet"), "pretrain",
      {"data": "bare.parquet"}, ["bare.parquet"]),
@@ -103,7 +107,7 @@ COMMANDS: list[tuple[tuple[str, ...], str, dict[str, str], list[str]]] = [
     (("pretrain", "tiny.yaml", "--data", "derm.parquet", "-o", "r", "--device", "cpu"), "probe",
      {"backbone": "r", "data": "derm.parquet"}, ["r"]),
     (("config", "schema", "classify", "-o", "c.json"), "config show", {"job": "classify"}, ["c.json"]),
-    (("doctor", "derm.parquet"), "train segment", {"data": "derm.parquet"}, []),
+    (("doctor", "derm.parquet"), "pretrain", {"data": "derm.parquet"}, []),
     (("doctor", "cls"), "demo classify", {"adapter": "cls"}, []),
     (("doctor", "idx"), "demo retrieve", {"index": "idx"}, []),
 ]  # fmt: skip
@@ -151,7 +155,9 @@ def test_a_video_and_a_volume_end_with_their_manifest(place: Path, run: Run, tmp
     assert (end["command"], str(end["folder"])) == ("scan", "slices2")
     code, out, err = run(*shlex.split(out.splitlines()[-1].removeprefix("Next: dinomed ")))
     assert code == 0, err
-    assert check_end(out)["command"] == "train segment"
+    end = check_end(out)
+    assert end["command"] == "pretrain"
+    assert end["then"][0].startswith("Then (train segment for the masks): dinomed train segment ")
 
 
 def test_a_leak_ends_with_a_curation_and_a_set_without_one_with_nothing(place: Path, run: Run) -> None:
@@ -267,10 +273,29 @@ def test_numbers_of_a_backbone_have_all_digits_and_values_are_no_paths() -> None
     assert "--separator -" in line
 
 
+def test_a_scan_proposes_a_pretraining_before_heads_for_masks_and_labels(place: Path, run: Run) -> None:
+    scan = ("scan", "lesions", "--labels", "labels.csv", "--group", "lesion_id")
+    code, out, err = run(*scan, "-o", "new.parquet")
+    assert code == 0, err
+    end = check_end(out)
+    task, weights = end["then"]
+    words, _, line = task.partition(": ")
+    assert words == "Then (train segment for the masks, train classify for the labels)"
+    training = parse(line)
+    assert (training["command"], training["backbone"]) == ("train segment", str(end["out"]))  # nothing is downloaded
+    assert "--weights FILE" in weights
+    code, out, err = run(*scan, "--mask", "none", "-o", "classes.parquet")
+    assert code == 0, err
+    assert check_end(out)["then"][0].startswith("Then (train classify for the labels): dinomed train classify ")
+    code, out, err = run("scan", "lesions", "--mask", "none", "-o", "bare.parquet")
+    assert code == 0, err
+    assert check_end(out)["then"] == []
+
+
 def test_label_maps_are_trained_with_their_classes(place: Path) -> None:
     manifest = read_manifest("derm.parquet")
-    assert after_manifest("m.parquet", manifest, masks=True, label_maps=True)[1]["settings"] == ["kind=multiclass"]
-    assert after_manifest("m.parquet", manifest, masks=True)[1]["settings"] is None
+    assert "--set kind=multiclass" in after_manifest("m.parquet", manifest, masks=True, label_maps=True).lines[0]
+    assert "kind=" not in after_manifest("m.parquet", manifest, masks=True).lines[0]
 
 
 def test_data_without_a_test_split_and_other_tasks_end_with_the_demo_of_all(place: Path, tmp_path: Path) -> None:
