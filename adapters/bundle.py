@@ -1,5 +1,5 @@
 """Adapter bundles: folders with `adapter.safetensors`, and, for people, `card.md`, `adapter.json`, `adapter.yaml` and
-`log.jsonl`. Nothing in a bundle is pickled.
+`log.jsonl` (with a second training also `log_refit.jsonl`). Nothing in a bundle is pickled.
 
 `adapter.safetensors` alone is the complete adapter. It holds the weights of the head, the changed weights of a tuned
 backbone (the base backbone is not copied), and hashes and mean features of training images. Its header holds the record
@@ -24,7 +24,7 @@ from torch import Tensor
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.card import CARD_FILE, build_card
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
-from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER
+from dinomed.adapters.fitting.loop import LOG_FILE, REFIT_LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import TunedBackbone, changed_backbone
 from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference, reading_record
 from dinomed.adapters.reference import refer_to
@@ -163,7 +163,7 @@ def made_with() -> dict[str, Any]:
 
 def _publish(output: BundleOutput) -> None:
     """Remove the files for people of an older adapter, then replace it in one step."""
-    beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE)
+    beside = (RECORD_FILE, CONFIG_FILE, CARD_FILE, LOG_FILE, REFIT_LOG_FILE)
     new = [name for name in beside if (output.stage / name).exists()]
     old_logs = _files_of_loggers(output.folder)
     publish(

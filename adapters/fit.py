@@ -19,7 +19,7 @@ from dinomed.adapters.fitting.build import at_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.head_fit import FitOutcome, FitResult, HeadFit, training_record
-from dinomed.adapters.fitting.loop import LOG_FILE, STATE_FOLDER, BestEpoch
+from dinomed.adapters.fitting.loop import LOG_FILE, REFIT_LOG_FILE, STATE_FOLDER, BestEpoch
 from dinomed.adapters.fitting.tune import TunedBackbone
 from dinomed.adapters.task import find_task
 from dinomed.adapters.training_images import hash_training_images
@@ -94,7 +94,9 @@ def fit_head(
             done = run_fit(first, cache, output.stage)
         splits, outcome = done.fit.splits, done.outcome
         if pool is None and done.fit.refits():
-            done = refit(done, cache, output.stage / STATE_FOLDER / REFIT_FOLDER)
+            state = output.stage / STATE_FOLDER / REFIT_FOLDER
+            done = refit(done, cache, state)
+            (state / LOG_FILE).replace(output.stage / REFIT_LOG_FILE)  # a resumed training writes it again
         fit = done.fit
         training = training_record(fit.config, splits, done.best, fit.backbone) | outcome.training
         training |= {"refitted_on": done.refitted} if done.refitted else {}
@@ -145,7 +147,7 @@ def refit(done: FinishedFit, cache: str | Path, folder: Path) -> FinishedFit:
     Args:
         done: a fit whose settings are those of the new one.
         cache: folder of cached features.
-        folder: where the state of the training is written.
+        folder: where the state and the log of the training are written.
     """
     fit, splits = copy(done.fit), done.fit.splits
     images = join_splits(splits)

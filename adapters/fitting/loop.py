@@ -28,6 +28,8 @@ from dinomed.loggers.logger import LoggedRun
 from dinomed.progress import Bar, bar
 
 LOG_FILE, STATE_FOLDER = "log.jsonl", "state"
+REFIT_LOG_FILE = "log_refit.jsonl"
+"""Log of a second training, on train and val, beside that of the first one."""
 B = TypeVar("B")
 
 

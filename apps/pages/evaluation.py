@@ -20,7 +20,7 @@ from dinomed.apps.pages.abstention import build_abstention_section
 from dinomed.apps.pages.overlay import draw_mask, line_width_px, outline
 from dinomed.apps.pages.sections.confusion import build_error_cases
 from dinomed.apps.pages.sections.summary import build_next_steps, build_verdict
-from dinomed.apps.pages.sections.training import build_training_section, read_fit_log
+from dinomed.apps.pages.sections.training import build_training_section, read_fit_logs
 from dinomed.apps.pages.subgroups import build_subgroup_section
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
@@ -55,7 +55,7 @@ def build_evaluation_page(
     if "confusion" in result["metrics"] and isinstance(evaluation.evaluated, EvaluatedClasses):
         parts += build_error_cases(evaluation.evaluated, result["metrics"]["confusion"], collection, album)
     parts += album.note()
-    parts += build_training_section(read_fit_log(Path(result["adapter"])))
+    parts += build_training_section(read_fit_logs(Path(result["adapter"])))
     parts += build_next_steps(result)
     shown = ("backbone", "image_size", "aspect", "images", "bootstrap", "seen_in_training")
     lines = [f"{key}: {result[key]}" for key in shown]

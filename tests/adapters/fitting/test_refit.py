@@ -24,6 +24,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.io.tensor_file import read_tensors
 
+FIRST, SECOND = "log.jsonl", "log_refit.jsonl"
+
 
 def segmenter(**fit: Any) -> SegmentConfig:
     fit = {"epochs": 3, "batch_size": 16, "min_steps": 0, **fit}
@@ -67,6 +69,10 @@ def test_a_segmenter_with_few_val_groups_is_trained_again_on_all_images(
     assert "0.5, fixed" in (twice.folder / "card.md").read_text()
     assert records["twice"].training["data"]["train"]["images"] == len(train)
     assert "trained again" in (twice.folder / "card.md").read_text()
+    logs = [read_log(result.folder, name) for result, name in ((twice, SECOND), (expected, FIRST), (twice, FIRST))]
+    assert [[row["train_loss"] for row in log] for log in logs[:2]] == [[row["train_loss"] for row in logs[1]]] * 2
+    assert [row["train_loss"] for row in logs[2]] == [row["train_loss"] for row in read_log(once.folder, FIRST)]
+    assert not (once.folder / SECOND).exists()
     assert "trained again" not in (once.folder / "card.md").read_text()
 
 
@@ -173,6 +179,13 @@ def test_an_interrupted_second_training_is_resumed(
     assert "resuming after epoch 2" in messages
     assert read_record(again).weights_sha256 == read_record(whole).weights_sha256
     assert {path.name for path in again.iterdir()} == {path.name for path in whole.iterdir()}
+    for name in (FIRST, SECOND):  # no line is lost or twice
+        assert [row["epoch"] for row in read_log(again, name)] == [1, 2, 3]
+        assert [row["train_loss"] for row in read_log(again, name)] == [
+            row["train_loss"] for row in read_log(whole, name)
+        ]
+    fit_head(backbone, manifest, again, segmenter(epochs=1, refit="never"), cache=cache, overwrite=True)
+    assert not (again / SECOND).exists()
 
 
 def test_averaged_weights_are_those_of_the_formula_and_include_batch_statistics() -> None:
@@ -211,6 +224,10 @@ def test_the_validated_and_the_kept_weights_are_the_averaged_ones(
     losses, scores = ([[value_of(row, name) for row in log] for log in logs] for name in ("train_loss", "val_dice"))
     assert losses[0] == losses[1]  # the training is the same
     assert scores[0] != scores[1]
+
+
+def read_log(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def value_of(row: str, name: str) -> float:

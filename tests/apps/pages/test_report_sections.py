@@ -11,7 +11,7 @@ from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.apps.pages.plots import matrix
 from dinomed.apps.pages.sections.confusion import cell_name, error_cells
 from dinomed.apps.pages.sections.masks import draw_by_size, draw_histogram
-from dinomed.apps.pages.sections.training import build_training_section, read_fit_log
+from dinomed.apps.pages.sections.training import FitLogs, build_training_section, read_fit_logs
 from dinomed.datasets.manifest import read_manifest
 from dinomed.html.page import heading, paragraph, with_contents
 
@@ -54,20 +54,34 @@ def test_each_error_of_a_confusion_matrix_leads_to_its_cases(user_folder: Path, 
 def test_the_curves_of_a_fit_are_on_its_page(user_folder: Path, run, tmp_path: Path) -> None:
     page, _ = report_of(run, user_folder, "seg", tmp_path / "seg")
     section = page.partition(">Training of the head</h2>")[2].partition("<h2")[0]
-    log = read_fit_log(user_folder / "seg")
+    log = read_fit_logs(user_folder / "seg").first
     assert f"{len(log)} epochs" in section
     assert re.findall("<figcaption>([^<]*)", section) == ["training loss", "on val: dice"]
     assert f">epoch {len(log)}<" in section
 
 
 def test_a_damaged_or_missing_log_gives_no_curves(tmp_path: Path) -> None:
-    assert read_fit_log(tmp_path) == []
+    assert read_fit_logs(tmp_path) == FitLogs([], [])
     for text in ("{", "[1]\n", '{"loss": 1}\n'):
         (tmp_path / "log.jsonl").write_text(text)
-        assert read_fit_log(tmp_path) == []
-    assert build_training_section([{"epoch": 1, "train_loss": 0.5}]) == []  # one epoch is no curve
+        assert read_fit_logs(tmp_path) == FitLogs([], [])
+    assert build_training_section(FitLogs([{"epoch": 1, "train_loss": 0.5}])) == []  # one epoch is no curve
     rows = [{"epoch": number, "train_loss": 1 / number, "best": None} for number in (1, 2)]
-    assert build_training_section(rows)[-1].count("<svg") == 1
+    assert build_training_section(FitLogs(rows))[-1].count("<svg") == 1
+
+
+def test_the_curves_of_two_trainings_have_their_own_headings(tmp_path: Path) -> None:
+    for name, epochs, more in (("log.jsonl", 3, ', "val_dice": 0.5'), ("log_refit.jsonl", 4, "")):
+        rows = [f'{{"epoch": {epoch}, "train_loss": {1 / epoch}{more}}}\n' for epoch in range(1, epochs + 1)]
+        (tmp_path / name).write_text("".join(rows))
+    section = "".join(build_training_section(read_fit_logs(tmp_path)))
+    first, second = re.split("<h3[^>]*>", section)[1:]
+    assert first.startswith("First training, on train<")
+    assert "3 epochs" in first
+    assert re.findall("<figcaption>([^<]*)", first) == ["training loss", "on val: dice"]
+    assert second.startswith("Second training, on train and val<")
+    assert "4 epochs" in second
+    assert re.findall("<figcaption>([^<]*)", second) == ["training loss"]
 
 
 def test_cells_are_linked_only_where_there_are_cases() -> None:
