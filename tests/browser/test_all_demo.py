@@ -22,6 +22,7 @@ from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.images.read import read_image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+ABSTAINED = 0.9  # share of the validation images: also masks that look certain are below the threshold
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def demo_words(made: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
-    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made), "--abstain", "0.5"]
+    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made), "--abstain", str(ABSTAINED)]
     with serve(command, tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 
@@ -86,7 +87,7 @@ def test_a_picture_dropped_once_is_answered_in_every_tab(visit, demo, made: Path
     assert dict(zip(names, values, strict=True)) == {name: round(100 * p, 1) for name, p in expected.items()}
     predictor = load_adapter(made / "cls")
     output, limits = predictor.output_of_image(predictor.preprocessing.read(manifest.path(row))), predictor.answer.sets
-    rule = predictor.abstention.at_coverage(0.5)
+    rule = predictor.abstention.at_coverage(1 - ABSTAINED)
     assert visit.page.locator("#abstained").count() == rule.abstains(np.array([output.confidence]))[0]
     stated = limits.problem or ", ".join(output.prediction_set)
     assert stated in visit.page.inner_text("#prediction-set")
@@ -151,6 +152,37 @@ def test_answers_for_a_picture_unlike_the_training_wait_behind_a_warning(visit, 
     visit.wait_for_answer()
     assert visit.page.locator(".dm-unlike:visible").count() == 0
     assert "Like the training images" in visit.page.inner_text(".dm-familiar:visible")
+
+
+def test_the_tab_segment_abstains_on_an_unlike_image_and_answers_for_a_like_one(
+    visit, made: Path, tmp_path: Path
+) -> None:
+    predictor, manifest = load_adapter(made / "seg"), read_manifest(made / "images.parquet")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+
+    def confidence(path: Path) -> float:
+        return predictor.confidence(predictor.output_of_image(predictor.preprocessing.read(path)))
+
+    rule, certain = (
+        predictor.abstention.at_coverage(1 - ABSTAINED),
+        max(map(manifest.path, range(len(manifest))), key=confidence),
+    )
+    assert confidence(tmp_path / "a.png") < rule.threshold <= confidence(certain)
+    visit.upload(tmp_path / "a.png")
+    visit.wait_for_answer()
+    assert visit.page.locator(".dm-unlike:visible").count() == 1
+    assert visit.page.locator("#mask-abstained").count() == 0  # not hidden, but not there
+    visit.page.locator(".dm-show-anyway:visible").click()
+    visit.page.wait_for_selector("#mask-abstained:visible")
+    shown = visit.page.inner_text("#mask-abstained")
+    assert shown.startswith("No answer: the model abstains. Its confidence of ")
+    for part in (f" below {rule.threshold:.3g}, ", f"keeps {100 * rule.coverage:.0f}%", "no result."):
+        assert part in shown
+    visit.screenshot("mask_abstained")
+    visit.upload(certain)
+    visit.wait_for_answer()
+    visit.page.wait_for_selector("#measures:visible, .no-lesion:visible")
+    assert visit.page.locator("#mask-abstained, .dm-unlike:visible").count() == 0
 
 
 @pytest.mark.long
