@@ -20,6 +20,7 @@ from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.head_fit import FitOutcome, FitResult, HeadFit, training_record
 from dinomed.adapters.fitting.loop import LOG_FILE, REFIT_LOG_FILE, STATE_FOLDER, BestEpoch
+from dinomed.adapters.fitting.optimizers import resolve_precision
 from dinomed.adapters.fitting.tune import TunedBackbone
 from dinomed.adapters.task import find_task
 from dinomed.adapters.training_images import hash_training_images
@@ -116,15 +117,16 @@ def fit_head(
 def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit, dict[str, TrainConfig]]:
     """Check the settings, and return the fit of the head, and the candidates of the head ``auto`` by title.
 
-    Without a choice of heads there are no candidates; with it the fit is that of the first one.
+    The precision `auto` of their settings is replaced by that of the device. Without a choice of heads there are no candidates; with it the fit is that of the first one.
 
     Raises:
         UsageError: see `HeadFit.check`.
     """
     task = find_task(config.task)
     chooses = adapter_class(config.task, config.head.name).chooses
-    candidates = task.candidates(config, backbone) if chooses else {}
-    fits = [task.head_fit(each) for each in (candidates.values() or [config])]
+    chosen = task.candidates(config, backbone) if chooses else {}
+    candidates = {title: resolve_precision(each, backbone.device) for title, each in chosen.items()}
+    fits = [task.head_fit(each) for each in (candidates.values() or [resolve_precision(config, backbone.device)])]
     for fit in fits:
         fit.check(backbone)
     return fits[0], candidates

@@ -79,8 +79,10 @@ class FitConfig(Config):
         lt=1,
         description="decay of the moving average of the weights, which the head has at the end (adamw); 0: none",
     )
-    precision: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="of matrix products on CUDA; weights, losses and validation are always float32"
+    precision: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "float32",
+        description="of the products of the training; auto: bfloat16 where the device computes it faster (CUDA, "
+        "processors with AMX), else float32; weights, losses and validation are always float32",
     )
     loggers: LoggerNames = Field(
         ("jsonl",),
@@ -225,7 +227,7 @@ class TrainConfig(Config):
     def _check_optimizer(self) -> "TrainConfig":
         if self.fit.optimizer == "lbfgs" and self.live:
             raise ValueError("fit.optimizer: lbfgs uses all images at once; set adamw with augment, tune or crop")
-        if self.fit.optimizer == "lbfgs" and self.fit.precision != "float32":
+        if self.fit.optimizer == "lbfgs" and self.fit.precision in ("bfloat16", "float16"):
             raise ValueError(f"fit.precision: {self.fit.precision} is not exact enough for lbfgs; set adamw or float32")
         return self
 

@@ -5,18 +5,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import ceil, cos, pi
 from time import process_time
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dinomed.adapters.fitting.config import FitConfig
+from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.resume import copy_trainable
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features
 from dinomed.log import logger
 
+C = TypeVar("C", bound=TrainConfig)
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -185,11 +186,32 @@ class FullBatchLBFGS:
 
 
 def check_precision(config: FitConfig, device: torch.device) -> None:
-    """Raise a `UsageError` for half precision on a device other than CUDA, where it would only be slower."""
-    if config.precision != "float32" and device.type != "cuda":
-        raise UsageError(
-            f"fit.precision {config.precision} is for CUDA, the device is {device.type}; use float32, or `device=cuda`"
-        )
+    """Raise a `UsageError` for half precision on a device where it would only be slower."""
+    kind = config.precision
+    if kind not in HALF or device.type == "cuda" or (kind == "bfloat16" and computes_bfloat16(device)):
+        return
+    needed = "CUDA or a processor with AMX" if kind == "bfloat16" else "CUDA"
+    raise UsageError(f"fit.precision {kind} needs {needed}, the device is {device.type}; use auto or float32")
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Return whether products in bfloat16 are faster than in float32: GPUs since Ampere, processors with AMX.
+
+    On a processor with neither AMX nor AVX512-BF16 they take five times as long; AVX512-BF16 alone was not measured.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()  # torch has no public function for it
+
+
+def resolve_precision(config: C, device: torch.device) -> C:
+    """Return the settings of a training with the precision that `auto` means on this device."""
+    fit = config.fit
+    if fit.precision != "auto":
+        return config
+    half = fit.optimizer == "adamw" and computes_bfloat16(device)
+    precision = "bfloat16" if half else "float32"
+    return config.model_copy(update={"fit": fit.model_copy(update={"precision": precision})})
 
 
 def half_precision(precision: str, device: torch.device) -> AbstractContextManager[None]:

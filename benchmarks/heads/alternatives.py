@@ -81,10 +81,12 @@ def fit_unet(
     epochs: int | None = None,
     seconds: float | None = None,
     model: torch.nn.Module | None = None,
+    half: bool = False,
 ) -> tuple[torch.nn.Module, int]:
     """A small U-Net from scratch on images with masks, at `size` px, for so many epochs, or until the processor has
     worked so long on it (all threads; reading the images is not counted); its learning rate goes through one cycle in
-    either. `model` is used instead of the U-Net. Returns it with its last weights, and the steps it took."""
+    either. `model` is used instead of the U-Net, `half` computes its products in bfloat16. Returns it with its last
+    weights, and the steps it took."""
     torch.manual_seed(seed)
     pictures = [shrink(read_image(train.path(i)), size) for i in range(len(train))]
     masks = [shrink_mask(BINARY.read(train, i)[0], Preprocessing(image_size=size)) for i in range(len(train))]
@@ -104,7 +106,9 @@ def fit_unet(
                 x = torch.from_numpy(np.stack([pair["image"] for pair in pairs])).permute(0, 3, 1, 2).float() / 255
                 y = torch.from_numpy(np.stack([pair["mask"] for pair in pairs]))[:, None].float()
                 optimizer.zero_grad()
-                loss(model(x), y).backward()
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    logits = model(x.contiguous(memory_format=torch.channels_last))
+                loss(logits.float(), y).backward()
                 optimizer.step()
                 steps += 1
                 done = steps if seconds is None else round(total * (time.process_time() - began) / seconds)

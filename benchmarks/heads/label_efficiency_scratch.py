@@ -13,6 +13,7 @@ from alternatives import build_augmentation, fit_unet, shrink, unet_probability
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from dinomed.adapters.fitting.optimizers import computes_bfloat16
 from dinomed.adapters.tasks.segment.mask_schema import BINARY
 from dinomed.adapters.tasks.segment.masks import dice_of_targets
 from dinomed.datasets.manifest import Manifest
@@ -26,14 +27,18 @@ BATCH = 8
 def fit_unet_peer(
     images: Manifest, size: int, seed: int, *, seconds: float | None, steps: int, encoder: Path | None
 ) -> tuple[nn.Module, int]:
-    """Train the U-Net of `alternatives.py` on all images: for so many processor seconds, or steps of 8 images."""
+    """Train the U-Net of `alternatives.py` on all images: for so many processor seconds, or steps of 8 images.
+
+    Its products are in bfloat16 where `hybrid_unet` trains in it by default.
+    """
     batches = max(len(images) // min(BATCH, len(images)), 1)
     length: dict[str, Any] = {"epochs": ceil(steps / batches)} if seconds is None else {"seconds": seconds}
     torch.manual_seed(seed)
     model = smp.Unet("resnet18", encoder_weights=None)
     if encoder is not None:
         model.encoder.load_state_dict(read_encoder(encoder))
-    return fit_unet(images, size, np.random.default_rng(seed), seed, model=model, **length)
+    half = computes_bfloat16(torch.device("cpu"))
+    return fit_unet(images, size, np.random.default_rng(seed), seed, model=model, half=half, **length)
 
 
 def read_encoder(path: Path) -> dict[str, Tensor]:
