@@ -117,7 +117,8 @@ def fit_head(
 def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit, dict[str, TrainConfig]]:
     """Check the settings, and return the fit of the head, and the candidates of the head ``auto`` by title.
 
-    The precision `auto` of their settings is replaced by that of the device. Without a choice of heads there are no candidates; with it the fit is that of the first one.
+    Without a choice of heads there are no candidates; with it the fit is that of the first one. The precision `auto`
+    of their settings is replaced by that of the device.
 
     Raises:
         UsageError: see `HeadFit.check`.

@@ -19,7 +19,7 @@ from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.config import BackboneTuneConfig
-from dinomed.adapters.fitting.optimizers import check_precision
+from dinomed.adapters.fitting.optimizers import check_precision, resolve_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.inference.loader import load_adapter
@@ -225,11 +225,37 @@ def test_conflicting_settings_are_refused(settings: dict[str, Any], message: str
         build_config(ClassifyConfig, settings, "config")
 
 
-def test_half_precision_is_refused_on_a_cpu(tiny_backbone: Path) -> None:
-    config = build_config(SegmentConfig, {"fit": {"precision": "bfloat16"}}, "config")
-    with pytest.raises(UsageError, match="bfloat16 is for CUDA, the device is cpu"):
-        check_precision(config.fit, torch.device("cpu"))
-    check_precision(config.fit, torch.device("cuda"))
+def fit_settings(precision: str, optimizer: str = "adamw") -> SegmentConfig:
+    settings = {"augment": "none", "fit": {"precision": precision, "optimizer": optimizer}}
+    return build_config(SegmentConfig, settings, "config")
+
+
+def test_half_precision_is_refused_where_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for amx in (False, True):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
+        with pytest.raises(UsageError, match="float16 needs CUDA, the device is cpu; use auto or float32"):
+            check_precision(fit_settings("float16").fit, cpu)
+        if amx:
+            check_precision(fit_settings("bfloat16").fit, cpu)
+        else:
+            with pytest.raises(UsageError, match="bfloat16 needs CUDA or a processor with AMX, the device is cpu"):
+                check_precision(fit_settings("bfloat16").fit, cpu)
+    for kind in ("float32", "bfloat16", "float16"):
+        check_precision(fit_settings(kind).fit, cuda)
+
+
+def test_auto_is_the_faster_precision_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    resolved = lambda config, device=cpu: resolve_precision(config, device).fit.precision
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    assert resolved(fit_settings("auto")) == "bfloat16"
+    assert resolved(fit_settings("auto", optimizer="lbfgs")) == resolved(fit_settings("float32")) == "float32"
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert resolved(fit_settings("auto")) == "float32"
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert resolved(fit_settings("auto"), torch.device("cuda")) == "bfloat16"
+    assert resolved(fit_settings("auto"), torch.device("mps")) == "float32"
 
 
 def test_lora_without_peft_is_refused(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +276,7 @@ def test_lora_without_peft_is_refused(tiny_backbone: Path, monkeypatch: pytest.M
 def test_half_precision_trains_as_well_as_float32(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a CPU, where it is refused to users: autocast and the scaler of gradients are the same code there."""
+    """On any CPU, where it may be refused to users: autocast and the scaler of gradients are the same code there."""
     for module in ("head_fit", "feature_source"):
         monkeypatch.setattr(f"dinomed.adapters.fitting.{module}.check_precision", lambda config, device: None)
     seen: list[torch.dtype] = []

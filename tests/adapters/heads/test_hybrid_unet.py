@@ -148,9 +148,23 @@ def test_few_channels_limit_the_directions_and_other_channels_of_images_work(bac
     assert gray(features).shape == (2, 3, 64, 64)
 
 
+@pytest.mark.parametrize(("amx", "precision"), [(False, "float32"), (True, "bfloat16")])
 def test_a_fit_calibrates_the_head_and_its_bundle_predicts_the_same(
-    backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
-) -> None:
+    amx: bool, precision: str, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Also in the precision of a processor with AMX, whichever this one has."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    seen = set[torch.dtype]()
+    forward = hybrid_unet.HybridUNet.forward
+
+    def watch(self: Any, features: Features) -> torch.Tensor:
+        logits = forward(self, features)
+        if self.training:
+            seen.add(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(hybrid_unet.HybridUNet, "forward", watch)
     fit = {"epochs": 1, "min_steps": 0, "batch_size": 8, "refit": "never"}
     config = config_of(image_size=32, augment="light", fit=fit)
     result = fit_head(backbone, manifest, tmp_path / "seg", config, cache=tmp_path / "cache")
@@ -158,6 +172,8 @@ def test_a_fit_calibrates_the_head_and_its_bundle_predicts_the_same(
     assert predictor.adapter.directions.abs().sum() > 0
     record = read_record(result.folder)
     assert record.training["config"]["fit"]["average"] == 0.98
+    assert record.training["config"]["fit"]["precision"] == precision
+    assert seen == {getattr(torch, precision)}
     image = read_image(manifest.path(0))
     assert predictor.probability(image).shape == image.shape[:2]
     assert (load_adapter(result.folder).probability(image) == predictor.probability(image)).all()  # type: ignore[attr-defined]
