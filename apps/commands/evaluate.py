@@ -111,12 +111,11 @@ def _tables(report: dict[str, Any]) -> list[Any]:
 def _abstention_tables(report: dict[str, Any]) -> list[Any]:
     """Return a table of the risk-coverage curves; none for a task without a confidence."""
     from dinomed.apps.output import build_table
-    from dinomed.apps.pages.abstention import curve_columns, curve_rows
+    from dinomed.apps.pages.abstention import curve_table, describe_curves
 
     if report["abstention"] is None:
         return []
-    title = f"Mean loss ({report['abstention']['loss']}) of the images that are kept"
-    return [build_table(curve_columns(report), curve_rows(report), title=title)]
+    return [build_table(*curve_table(report), title="\n".join(describe_curves(report)))]
 
 
 def _gap_tables(report: dict[str, Any]) -> list[Any]:

@@ -1,21 +1,34 @@
 """Section of risk-coverage curves on the page of an evaluation."""
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 import numpy as np
 
-from dinomed.adapters.evaluated import EvaluatedUnits
+from dinomed.adapters.evaluated import LIKENESS, EvaluatedUnits
+from dinomed.adapters.tasks.classify.evaluated import CONFIDENCE as PROBABILITY
+from dinomed.adapters.tasks.segment.evaluate import CONFIDENCE as DICE
 from dinomed.apps.pages.plots import square
 from dinomed.html.page import build_table, heading, paragraph
 from dinomed.html.words import format_interval
 from dinomed.metrics.uncertainty.risk_coverage import RiskCoverage
 
-CURVE_COLUMNS = ("order of the images", "area under the curve", "95% interval", "without order", "smallest possible")
+SHARES = "images that are kept"
+ORDERS = {
+    DICE: "sorted by the Dice that the head's probabilities predict",
+    PROBABILITY: "sorted by the probability of the predicted class",
+    LIKENESS: "sorted by the distance to their features, the nearest first",
+}
+"""What each order of the images means."""
 THRESHOLD_COLUMNS = (
     "threshold from val", "coverage on val", "loss on val", "coverage", "95% interval", "loss of the kept",
     "95% interval",
 )  # fmt: skip
+THRESHOLD_NOTE = (
+    "An image below the threshold is abstained. Coverage is the share of the images that are kept, and the loss is the "
+    "mean of these. The columns without val are measured on the images of this page, with their 95% intervals."
+)
 
 
 def build_abstention_section(result: Mapping[str, Any], evaluated: EvaluatedUnits) -> list[str]:
@@ -23,11 +36,9 @@ def build_abstention_section(result: Mapping[str, Any], evaluated: EvaluatedUnit
     abstention = result["abstention"]
     if abstention is None or evaluated.losses is None:
         return []
-    note = (
-        f"The mean loss ({abstention['loss']}) of the images that are kept, if those at the end of the order are "
-        "abstained. A small area is a good order; without information it is the loss of all images."
-    )
-    parts = [heading("Abstention"), paragraph(note), build_table(curve_columns(result), curve_rows(result))]
+    first, *lines_of_columns = describe_curves(result)
+    parts = [heading("Abstention"), paragraph(first), build_table(*curve_table(result))]
+    parts += [f'<p class="soft">{"<br>".join(escape(line) for line in lines_of_columns)}</p>']
     known = np.isfinite(evaluated.losses)
     lines = {}
     for name, confidence in evaluated.confidences.items():
@@ -40,16 +51,32 @@ def build_abstention_section(result: Mapping[str, Any], evaluated: EvaluatedUnit
     if rows:
         text = "Thresholds that were chosen on val, by `dinomed predict --abstain`, measured on these images:"
         parts += [paragraph(text), build_table(THRESHOLD_COLUMNS, rows)]
+        parts.append(f'<p class="soft">{escape(THRESHOLD_NOTE)}</p>')
     return parts
 
 
-def curve_rows(result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Return a row of `CURVE_COLUMNS` for each confidence, followed by the risk of the most confident shares."""
+def curve_table(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Return the columns and the rows of a table: a column for each order of the images, a row for each kept share."""
+    curves = result["abstention"]["curves"]
+    columns, each = (SHARES, *curves), list(curves.values())
+    rows = [
+        ("all" if float(share) == 1 else f"{float(share):.0%}", *(curve["risk"][share] for curve in each))
+        for share in each[0]["risk"]
+    ]
+    rows.append(("mean of all shares (AURC)", *(curve["aurc"] for curve in each)))
+    rows.append(("95% interval of the AURC", *(format_interval(c["aurc_low"], c["aurc_high"]) for c in each)))
+    rows.append(("AURC of the best order", *(curve["aurc_best"] for curve in each)))
+    return columns, rows
+
+
+def describe_curves(result: Mapping[str, Any]) -> list[str]:
+    """Return lines that explain the values of `curve_table`, each of its columns, and the area under the curve."""
     return [
-        (name, curve["aurc"], format_interval(curve["aurc_low"], curve["aurc_high"]), curve["aurc_uninformed"],
-         curve["aurc_best"], *curve["risk"].values())
-        for name, curve in result["abstention"]["curves"].items()
-    ]  # fmt: skip
+        f"Abstention: mean loss ({result['abstention']['loss']}) of the images that are kept. Lower is better.",
+        f"{SHARES}: those at the start of the order of a column, as a share of all images.",
+        *(f"{name}: {ORDERS[name]}." for name in result["abstention"]["curves"] if name in ORDERS),
+        "AURC: the loss of all images if the order says nothing. The best order sorts by the loss itself.",
+    ]
 
 
 def threshold_rows(result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
@@ -60,9 +87,3 @@ def threshold_rows(result: Mapping[str, Any]) -> list[tuple[Any, ...]]:
          format_interval(row["risk_low"], row["risk_high"]))
         for row in result["abstention"]["thresholds"]
     ]  # fmt: skip
-
-
-def curve_columns(result: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the columns of `curve_rows`."""
-    first = next(iter(result["abstention"]["curves"].values()))
-    return (*CURVE_COLUMNS, *(f"loss of the first {float(share):.0%}" for share in first["risk"]))

@@ -91,3 +91,24 @@ def test_a_rule_that_does_not_fit_is_refused_and_leaves_nothing(
     assert code == 2
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["cls", "seg"])
+def test_the_evaluation_explains_its_table_of_abstention_within_100_columns(
+    user_folder: Path, run, tmp_path: Path, task: str
+) -> None:
+    data = user_folder / "derm.parquet"
+    code, out, err = run("evaluate", user_folder / task, "--data", data, "--resamples", 10, "-o", tmp_path / "e")
+    assert code == 0, err
+    report = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    page = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+    lines = out[out.index("Abstention: ") : out.index("AURC of the best order")].splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 100
+    assert len(report["abstention"]["curves"]) == 2
+    for column in ("images that are kept", *report["abstention"]["curves"]):
+        assert any(line.startswith(f"{column}: ") for line in lines)
+        assert f"{column}: " in page
+    half = next(line for line in lines if "50%" in line)
+    values = [f"{curve['risk']['0.5']:.3f}" for curve in report["abstention"]["curves"].values()]
+    assert half.replace("│", " ").split() == ["50%", *values]
+    assert "An image below the threshold is abstained" in page
