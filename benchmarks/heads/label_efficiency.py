@@ -257,7 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", choices=sorted(CONFIGS), default="segment")
     parser.add_argument("--other", metavar="COLUMN=VALUE", help="images of another source: only for testing")
     parser.add_argument("--other-data", type=Path, help="manifest of another source, whose test split is used")
-    parser.add_argument("--heads", nargs="*", help="names, or NAME+detail; default: all and the network from scratch")
+    parser.add_argument("--heads", nargs="*", help="names, or NAME+detail; none: only the network from scratch")
     parser.add_argument("--no-scratch", action="store_true", help="leave the network from scratch out")
     parser.add_argument("--counts", nargs="+", default=list(COUNTS), help=f"numbers of images [{' '.join(COUNTS)}]")
     parser.add_argument("--draws", type=int, default=3)
@@ -284,6 +284,7 @@ def main(words: Sequence[str] | None = None) -> None:
     usable = manifest.take([i for i, cell in enumerate(targets) if cell is not None])
     other_data = None if options.other_data is None else read_manifest(options.other_data)
     heads = options.heads or [entry.name for entry in BUILT_IN if entry.task == options.task and entry.name != AUTO]
+    heads = [] if heads == ["none"] else heads
     heads = [*heads, *([] if options.no_scratch else [SCRATCH[options.task]])]
     options.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(
