@@ -127,7 +127,8 @@ def _gap_tables(report: dict[str, Any]) -> list[Any]:
     for entry, comparison in report.get("gaps", {}).items():
         rows = gap_rows(comparison, report["task"])
         odds = largest_odds_gap(comparison)
-        tables.append(build_table(GAP_COLUMNS, [*rows, *([odds] if odds else [])], title=f"Gaps by {entry}"))
+        rows += [odds] if odds else []
+        tables += [build_table(GAP_COLUMNS, rows, title=f"Gaps by {entry}")] if rows else []
     return tables
 
 
@@ -147,6 +148,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         )
     if report.get("prediction_sets"):
         notes.append(describe_sets(report["prediction_sets"]))
-    notes += [f"{entry}: {text}" for entry, row in report.get("gaps", {}).items() for text in too_small_lines(row)]
+    for entry, comparison in report.get("gaps", {}).items():
+        notes += [f"by {entry}: {line}" for line in too_small_lines(comparison, report["subgroups"][entry])]
     notes.append(describe_unlike(report["unlike_training"]))
     return [*notes, *([report["report"]] if "report" in report else []), RESEARCH_USE]

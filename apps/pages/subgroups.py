@@ -1,8 +1,10 @@
 """Section of subgroups on the page of an evaluation: metrics, the worst and the best subgroup, and their gaps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dinomed.adapters.evaluated import MIN_GROUPS
+from dinomed.adapters.evaluation.subgroups import UNKNOWN
 from dinomed.adapters.task import find_task
 from dinomed.html.page import build_table, heading, paragraph
 from dinomed.html.words import format_interval, format_value
@@ -12,6 +14,8 @@ GAP_NOTE = (
     "The gap is the difference of the worst and the best judged subgroup. The two were chosen from these images, so "
     "with many or small subgroups the gap is too large on average. An interval that includes 0 shows no difference."
 )
+MAX_NAMED = 8
+"""Largest number of subgroups whose numbers of groups are in a line."""
 _TITLES = {"sensitivity": "sensitivity", "false_positive_rate": "false positive rate", "auroc": "AUROC"}
 
 
@@ -22,9 +26,9 @@ def build_subgroup_section(result: Mapping[str, Any]) -> list[str]:
         comparison = result["gaps"][entry]
         parts += [heading(f"By {entry}"), _metrics_table(result, entry, rows)]
         gaps = gap_rows(comparison, result["task"])
-        if gaps:
-            parts += [build_table(GAP_COLUMNS, gaps), *(paragraph(line) for line in too_small_lines(comparison))]
-            parts += [f'<p class="soft">{GAP_NOTE}</p>', _values_table(result["task"], entry, comparison)]
+        parts += [build_table(GAP_COLUMNS, gaps)] if gaps else []
+        parts += [paragraph(line) for line in too_small_lines(comparison, rows)]
+        parts += [f'<p class="soft">{GAP_NOTE}</p>', _values_table(result["task"], entry, comparison)] if gaps else []
         parts += _class_tables(entry, comparison)
     return parts
 
@@ -42,8 +46,10 @@ def _metrics_table(result: Mapping[str, Any], entry: str, rows: list[dict[str, A
 
 
 def gap_rows(comparison: Mapping[str, Any], task: str) -> list[tuple[Any, ...]]:
-    """Return a row of `GAP_COLUMNS` for each measure of all classes."""
-    return [_gap_row(_title(row, task, comparison), row) for row in comparison["measures"] if row["class"] is None]
+    """Return a row of `GAP_COLUMNS` for each measure of all classes; none if no measure has a gap."""
+    rows = [row for row in comparison["measures"] if row["class"] is None]
+    known = any(row["gap"] is not None for row in rows)
+    return [_gap_row(_title(row, task, comparison), row) for row in rows] if known else []
 
 
 def largest_odds_gap(comparison: Mapping[str, Any]) -> tuple[Any, ...] | None:
@@ -54,9 +60,24 @@ def largest_odds_gap(comparison: Mapping[str, Any]) -> tuple[Any, ...] | None:
     return _gap_row(f"equalised odds: {_TITLES[row['measure']]} of {row['class']}", row)
 
 
-def too_small_lines(comparison: Mapping[str, Any]) -> list[str]:
-    """Return lines about the subgroups that are too small to judge, and the rule; empty if all are judged."""
+def too_small_lines(comparison: Mapping[str, Any], subgroups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines about the subgroups that are too small to judge, and the rule; empty if all are judged.
+
+    If fewer than two subgroups are large enough, one line has their numbers of groups and the number that is needed.
+
+    Args:
+        comparison: the entry of ``gaps`` in a report.
+        subgroups: the entry of ``subgroups`` in a report.
+    """
     small = comparison["too_small"]
+    sizes = {row["value"]: row["groups"] for row in subgroups if row["value"] != UNKNOWN}
+    if small and len(sizes) - len(small) < 2:
+        counts = ", ".join(f"{name} has {count}" for name, count in [*sizes.items()][:MAX_NAMED])
+        counts += f", and {len(sizes) - MAX_NAMED} more subgroups" if len(sizes) > MAX_NAMED else ""
+        return [
+            "no subgroups are compared: at least two of them need "
+            f"{MIN_GROUPS} groups each (patients, lesions or videos); {counts}"
+        ]
     lines = [f"too small to judge: {', '.join(small)}"] if small else []
     cells = [name for row in comparison["measures"] for name in row["too_small"] if name not in small]
     if cells:
@@ -66,7 +87,7 @@ def too_small_lines(comparison: Mapping[str, Any]) -> list[str]:
 
 def _class_tables(entry: str, comparison: Mapping[str, Any]) -> list[str]:
     rows = [row for row in comparison["measures"] if row["class"] is not None]
-    if not rows:
+    if not any(row["values"] for row in rows):
         return []
     gaps = [_gap_row(f"{_TITLES[row['measure']]} of {row['class']}", row) for row in rows if row["gap"] is not None]
     parts = []

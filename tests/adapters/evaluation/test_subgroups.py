@@ -12,10 +12,18 @@ from dinomed.adapters.evaluation.report import summarize
 from dinomed.adapters.evaluation.subgroups import check_columns, check_subgroups, split_subgroups
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
+from dinomed.apps.commands.evaluate import _tables
 from dinomed.apps.pages.subgroups import build_subgroup_section, largest_odds_gap, too_small_lines
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 from dinomed.metrics.calibration import calibration_errors
+
+REPORT = {
+    "adapter": "runs/seg", "task": "segment", "split": "test", "backbone": {"name": "ssl"}, "abstention": None,
+    "seen_in_training": {"images": 0, "of_seen_groups": 0, "left_out": True},
+    "unlike_training": {"images": 0, "of": 60, "problem": None},
+}  # fmt: skip
+"""Entries of the report of an evaluation that do not concern subgroups."""
 
 
 def build(**columns: list) -> Manifest:
@@ -164,7 +172,7 @@ def test_subgroups_that_are_too_small_are_named_and_not_compared(judged: Evaluat
     assert report["too_small"] == ["0 to under 20"]
     assert all("0 to under 20" in row["too_small"] for row in report["measures"])
     assert all("0 to under 20" not in row["values"] for row in report["measures"])
-    lines = too_small_lines(report)
+    lines = too_small_lines(report, summary["subgroups"]["age:20"])
     assert lines[0] == "too small to judge: 0 to under 20"
     assert "at least 20 groups" in lines[-1]
     assert "at least 10 groups with the class" in lines[-1]
@@ -178,6 +186,24 @@ def test_subgroups_that_are_too_small_are_named_and_not_compared(judged: Evaluat
     assert rows["false_positive_rate", "c"]["too_small"] == []
     assert report["classes"] == ["a", "b"]  # the macro AUROC is over the classes that can be compared
     assert {row["class"] for row in report["equalised_odds"]} == {"a", "b"}
+
+
+def test_small_subgroups_get_one_line_with_their_groups_and_no_table() -> None:
+    manifest = build(site=["x"] * 40 + ["y"] * 19 + [None], group=[str(i) for i in range(60)])
+    values = EvaluatedValues(manifest, manifest.units(), {"dice": np.linspace(0.5, 0.9, 60)}, lambda rows: {})
+    summary = summarize(values, ["site"], 20)
+    line = (
+        "no subgroups are compared: at least two of them need 20 groups each (patients, lesions or videos); x has 40, "
+        "y has 19"
+    )
+    assert too_small_lines(summary["gaps"]["site"], summary["subgroups"]["site"]) == [line]
+    page = "".join(build_subgroup_section({"task": "segment", **summary}))
+    assert page.count("<table") == 1  # the metrics of the subgroups
+    assert line in page
+    assert "gap is the difference" not in page
+    tables = _tables({**REPORT, **summary})
+    assert [table.title for table in tables] == ["runs/seg on ssl, split test"]
+    assert f"by site: {line}" in str(tables[0].caption)
 
 
 def test_labels_that_may_occur_together_are_compared_without_their_unknown_cells(judged: EvaluatedClasses) -> None:
