@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import json
 import os
 import socket
 from collections import OrderedDict, defaultdict
@@ -148,7 +149,7 @@ class Guard:
         self.upload_bytes += length
         try:
             async with asyncio.timeout(UPLOAD_S) as limit:
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, UploadAnswer(send, self.uploads))
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -212,6 +213,32 @@ class GuardedAnswer:
         """Send a refusal, unless the answer to a request has begun or it is no HTTP request."""
         if scope["type"] == "http" and not self.has_begun:
             await refusal(scope, receive, self)
+
+
+class UploadAnswer:
+    """Sends the answer to an upload, whose paths become names in the folder of the uploads; see `find_upload`.
+
+    The paths tell visitors the temporary folder of this machine, which can bear the name of a user.
+    """
+
+    def __init__(self, send: GuardedAnswer, uploads: Path) -> None:
+        self.send, self.uploads = send, uploads.resolve()
+        self._start: Message = {}
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        if self._start["status"] == 200:
+            paths = [Path(path).resolve().relative_to(self.uploads) for path in json.loads(self._body)]
+            self._body = json.dumps([path.as_posix() for path in paths]).encode()
+            MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
+        await self.send(self._start)
+        await self.send({"type": "http.response.body", "body": self._body})
 
 
 def folder_bytes(folder: Path) -> int:

@@ -103,9 +103,9 @@ class App:
     """The page of some panels.
 
     A request is {"id", "visit", "path", "frame", "panels", "settings"}: an identifier of the picture and its frame,
-    chosen by the page; one of the visit; the path of the upload; the number of the frame, 0 if it is left out; the
-    names of panels, or null for all; and the settings of each panel by its name. The answer has the same "id", by which
-    the page drops answers for a picture or a frame that it no longer shows.
+    chosen by the page; one of the visit; the name of the upload (`find_upload`); the number of the frame, 0 if it is
+    left out; the names of panels, or null for all; and the settings of each panel by its name. The answer has the same
+    "id", by which the page drops answers for a picture or a frame that it no longer shows.
 
     Args:
         panels: the tabs.

@@ -126,14 +126,14 @@ def uploads_folder() -> Path:
 
 
 def find_upload(name: str) -> Path | None:
-    """Return the file of an upload; None if it was removed.
+    """Return the file of an upload, by its name in the folder of the uploads; None if it was removed.
 
     Raises:
-        ValueError: the path is not that of an upload.
+        ValueError: the name leads out of this folder.
     """
-    path = Path(name)
+    path = uploads_folder() / name
     try:
-        if not path.is_absolute() or not path.resolve().is_relative_to(uploads_folder()):
+        if not path.resolve().is_relative_to(uploads_folder()):
             raise ValueError("not an upload")
         return path if path.is_file() else None
     except OSError:  # a name that is too long for the system

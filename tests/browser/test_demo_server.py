@@ -43,7 +43,7 @@ class Client:
             return answer.read()
 
     def upload(self, name: str, data: bytes) -> str:
-        """The path that the server gave the file."""
+        """The name that the server gave the file."""
         head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
         body = head + data + b"\r\n--edge--\r\n"
         return json.loads(self.ask("/gradio_api/upload", body, "multipart/form-data; boundary=edge"))[0]
@@ -164,7 +164,16 @@ def test_only_uploads_are_read(demo, path: Any) -> None:
         path = f"{uploads(demo)}{path}"
     answer = Client(demo.address).call("look", path=path, panels=None, settings={})
     assert set(answer) == {"id", "error"}
-    assert "does not know" in answer["error"]
+    assert "does not know" in answer["error"] or "was removed" in answer["error"]
+
+
+def test_no_answer_has_a_path_of_the_server(demo) -> None:
+    client = Client(demo.address)
+    answers = [name := client.upload("mine.png", encode(square(20)))]
+    answers += [json.dumps(client.call("look", path=path, panels=None, settings={})) for path in (name, f"{name}/x")]
+    answers += [client.ask(path).decode() for path in ("/", "/config")]
+    assert [answer[:200] for answer in answers if str(demo.temporary) in answer] == []
+    assert "panels" in answers[1]
 
 
 @pytest.mark.parametrize("data", [None, 7, [], {}, {"id": "x" * 100}, {"id": "a", "path": [], "panels": "none"}])

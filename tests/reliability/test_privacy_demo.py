@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 import uuid
 import zipfile
@@ -32,26 +33,32 @@ TINY = runpy.run_path(str(HERE.parent / "apps" / "quickstart" / "test_quickstart
 """Settings of a pretraining of a second."""
 NAMED = ("images.parquet", "index/index.safetensors")
 """Outputs of a quickstart that name files by design: the table of images, and the index of its images."""
+OWN = "OWNNAME"
+"""Mark of the name that a visitor gives an upload."""
+RULES = {"threshold": 0.5, "min_share": 0, "largest_only": False}
 
 
 class Client:
     """A visitor who sends what the page sends, and keeps all bytes that the server answers."""
 
     def __init__(self, address: str) -> None:
-        self.address, self.visit = address, uuid.uuid4().hex
+        self.address, self.visit = address.replace("0.0.0.0", "127.0.0.1"), uuid.uuid4().hex
         self.answers, self.sent = list[bytes](), list[bytes]()
         self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def ask(self, path: str, data: bytes | None = None, kind: str = "application/json") -> bytes:
         request = urllib.request.Request(f"{self.address}{path}", data, {"Content-Type": kind})
-        with self.opener.open(request, timeout=300) as answer:
-            self.answers.append(str(answer.headers).encode() + answer.read())
+        try:
+            with self.opener.open(request, timeout=300) as answer:
+                self.answers.append(str(answer.headers).encode() + answer.read())
+        except urllib.error.HTTPError as refusal:
+            self.answers.append(str(refusal.headers).encode() + refusal.read())
         return self.answers[-1].partition(b"\n\n")[2]
 
-    def upload(self, content: bytes) -> str:
-        """Send a file as the page does, which gives every file the same name; return its path on the server."""
+    def upload(self, content: bytes, name: str = "image") -> str:
+        """Send a file as the page does, which gives every file the same name; return its name on the server."""
         self.sent.append(content)
-        head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="image"\r\n\r\n'
+        head = f'--edge\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
         answer = self.ask(
             "/gradio_api/upload", head + content + b"\r\n--edge--\r\n", "multipart/form-data; boundary=edge"
         )
@@ -95,7 +102,7 @@ def served(command: list[object], scratch: Path) -> tuple[subprocess.Popen[str],
 
 def visit_with(client: Client, files: list[bytes], archive: bytes) -> None:
     """Open each file in all tabs, ask for its mask, values and decision, and predict all in a batch."""
-    rules = {"threshold": 0.5, "min_share": 0, "largest_only": False}
+    rules = RULES
     for content in files:
         path = client.upload(content)
         look = client.call("look", path=path, panels=None, settings={})
@@ -116,8 +123,47 @@ def visit_with(client: Client, files: list[bytes], archive: bytes) -> None:
         client.call("batch_predict", path=path, position=file["position"], settings={"segment": rules})
     client.call("look", path=client.upload(f"no picture {MARK}".encode()), panels=None, settings={})
     client.call("look", path=f"/{MARK}", panels=[MARK], settings={})  # refused
-    for page in ("/", "/gradio_api/info"):
+    client.ask("/")
+
+
+def look_around(client: Client, files: list[Path]) -> bytes:
+    """Ask for all that shows images of the server: examples, cases, the map, the page and its lists, and files by their
+    paths, which are refused. Return the selection of images, which is no part of the answers."""
+    for path in (client.upload(files[0].read_bytes()), "example 1"):
+        for mode in ("similarity", "pca", "attention", "match", "map"):
+            client.call("look", path=path, panels=["explore"], settings={"explore": {"mode": mode}})
+        for regions in (True, False):
+            client.call("look", path=path, panels=["retrieve", "classify"], settings={"retrieve": {"regions": regions}})
+    while "computing" in (points := client.call("map_points", method="pca")):
+        continue
+    assert points["total"] > 9
+    assert client.call("map_thumbnails", places=list(range(9)))["thumbnails"][0]
+    for file in files:
+        for path in (str(file), f"../../../{file.name}", f"{client.upload(b'no picture')}/../{file.name}", file.name):
+            client.call("look", path=path, panels=None, settings={})
+            client.ask(f"/gradio_api/file={urllib.request.pathname2url(path)}")
+    for page in ("/", "/config", "/theme.css", "/gradio_api/info", "/nothing", "/gradio_api/openapi.json"):
         client.ask(page)
+    client.call("batch_keep", path=client.upload(b"no ZIP"), position=0)
+    client.call("map_save", places=[0, 1])
+    selection = client.answers.pop()
+    assert b"csv" in selection
+    return selection
+
+
+def answers_with(words: list[str], *clients: Client) -> list[tuple[str, bytes]]:
+    """Return the words that are in the answers that visitors got, each with the start of its answer.
+
+    An answer to a request for a file may repeat the path that the visitor sent, and no other.
+    """
+    found = []
+    for client in clients:
+        for answer in client.answers:
+            body = answer.partition(b"\n\n")[2]
+            if body.startswith(b'{"detail":"File not allowed') or body.startswith(b'{"detail":"File not found'):
+                continue
+            found += [(word, answer[-300:]) for word in words if any(holds(part, word) for part in packed_in([answer]))]
+    return found
 
 
 def test_the_search_finds_marks_in_files_of_an_answer() -> None:
@@ -154,7 +200,9 @@ def test_no_mark_is_in_a_quickstart_nor_in_what_a_demo_serves_logs_and_saves(
     assert {*shown} == {"segment", "classify", "index", "examples"}
     command: list[object] = ["demo", "all", *(word for name, value in shown.items() for word in (f"--{name}", value))]
     scratch, saved = tmp_path / "scratch", tmp_path / "saved"
-    process, address = served([*command, "--save", saved, "--port", 0, "--no-browser", "--device", "cpu"], scratch)
+    command += ["--port", 0, "--no-browser", "--device", "cpu"]
+    images = [next(lesions.rglob(f"{NAME_MARK}*{suffix}")) for suffix in (".jpg", ".png", ".dcm")]
+    process, address = served([*command, "--save", saved], scratch)
     try:
         client, packed = Client(address), io.BytesIO()
         sent = [next(lesions.rglob(f"*{suffix}")).read_bytes() for suffix in (".dcm", ".tif", ".png", ".jpg")]
@@ -163,6 +211,7 @@ def test_no_mark_is_in_a_quickstart_nor_in_what_a_demo_serves_logs_and_saves(
             for number, content in enumerate(sent[:2]):
                 archive.writestr(f"{number}.bin", content)
         visit_with(client, sent, packed.getvalue())
+        assert NAME_MARK.encode() in look_around(client, images)  # of visitors on this machine
         kept = [path for path in scratch.rglob("*") if path.is_file()]
         held = [path for path in kept if path.read_bytes() not in client.sent]  # an upload is kept as it is
         assert [str(path) for path in held if holds(path.read_bytes(), MARK)] == []
@@ -178,3 +227,23 @@ def test_no_mark_is_in_a_quickstart_nor_in_what_a_demo_serves_logs_and_saves(
     assert files_with_age(saved) == files_with(saved, NAME_MARK) == []
     assert [path for path in scratch.rglob("*") if path.is_file()] == []  # uploads are removed at the end
     assert len(client.answers) > 50
+    assert answers_with([NAME_MARK, str(tmp_path)], client) == []
+
+    scratch = tmp_path / "outside"
+    process, address = served([*command, "--host", "0.0.0.0", "--anyone"], scratch)  # other machines may connect
+    try:
+        client, other = Client(address), Client(address)
+        path = client.upload(sent[3], f"{OWN}.jpg")
+        key = client.call("look", path=path, panels=None, settings={})["panels"]["segment"]["key"]
+        client.call("mask", key=key, file=True, **RULES)
+        client.call("batch_predict", path=path, position=None, settings={"segment": RULES})
+        for visitor in (client, other):
+            selection = look_around(visitor, images)
+            assert b"row" in selection
+            visitor.answers.append(selection)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=120)
+    assert answers_with([MARK, NAME_MARK, UID_ROOT, DATE, str(tmp_path)], client, other) == []
+    assert answers_with([OWN], other) == []
+    assert answers_with([OWN], client) != []  # the search finds what is there

@@ -109,7 +109,7 @@ class BatchWork:
                 _touch(copy)
             else:
                 _unpack(path, position, copy)
-            return {"path": str(copy)}
+            return {"path": copy.relative_to(uploads_folder()).as_posix()}
         except UnreadableArchive as error:
             return {"error": message("error", text("unreadable_picture").format(reason=error))}
 

@@ -1,6 +1,7 @@
 """The guard of the demo's server and the turns of its visitors, without a server."""
 
 import asyncio
+import json
 import os
 import threading
 from collections.abc import Coroutine
@@ -26,13 +27,13 @@ class Server:
     """A guarded application that answers with a status, and what it answered."""
 
     def __init__(self, uploads: Path, status: int = 200, host: str = "127.0.0.1", **names: Any) -> None:
-        self.status, self.reached = status, 0
+        self.status, self.reached, self.body = status, 0, b"[]"
         self.guard = Guard(self._app, names_of_server(host, **names), uploads)
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.reached += 1
         await send({"type": "http.response.start", "status": self.status, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": self.body})
 
     def ask(self, path: str = "/", method: str = "GET", host: str = "127.0.0.1:7860", **headers: str) -> int:
         lines = {"host": host, **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -44,6 +45,7 @@ class Server:
             sent.append(message)
 
         run(self.guard(scope, None, send))
+        self.answer = b"".join(message.get("body", b"") for message in sent)
         return int(sent[0]["status"])
 
 
@@ -119,6 +121,17 @@ def test_all_uploads_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     assert server.ask("/gradio_api/upload", "POST", content_length="500") == 503
     server.guard.upload_bytes = 300  # of another upload in progress
     assert server.ask("/gradio_api/upload", "POST", content_length="300") == 503
+
+
+def test_an_upload_is_answered_with_its_name_and_no_folder_of_the_server(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    server.body = json.dumps([str(tmp_path / "hash" / name) for name in ("image", "a\u00fc")]).encode()
+    assert server.ask("/gradio_api/upload", "POST", content_length="5") == 200
+    assert json.loads(server.answer) == ["hash/image", "hash/a\u00fc"]
+    server.status = 413
+    server.body = b"the file is too large"
+    assert server.ask("/gradio_api/upload", "POST", content_length="5") == 413
+    assert server.answer == server.body
 
 
 def test_parts_of_uploads_are_removed_when_none_is_in_progress(tmp_path: Path) -> None:
