@@ -43,13 +43,16 @@ class PlannedFeatures:
     """Passes of images through the backbone.
 
     Attributes:
-        images: whose features are computed once; an image counts once for each size and each augmented copy.
+        tune: part of the backbone that is trained, such as ``last:2``; ``none`` if it is frozen.
+        images: that pass through the backbone once, before the training of the head; an image counts once for each size
+            and each augmented copy.
         copies: largest number of augmented copies of each training image; 0 without them.
         bytes: size of their features in the cache, if none of them is there yet.
         images_per_epoch: images that pass through the backbone in every epoch; of the folds together.
         cache: folder of the cache.
     """
 
+    tune: str
     images: int
     copies: int
     bytes: int
@@ -189,8 +192,8 @@ def plan_training(
             for fold in range(folds or 0) if prepared is not None
         ],
         features=PlannedFeatures(
-            sum(images for images, _ in passes.values()), copies, sum(size for _, size in passes.values()),
-            max(live.values()), str(cache_folder(manifest, cache)),
+            resolved.tune.word, sum(images for images, _ in passes.values()), copies,
+            sum(size for _, size in passes.values()), max(live.values()), str(cache_folder(manifest, cache)),
         ),
         refitted_on=refitted_on,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dinomed.errors import UsageError
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.head_fit import FitResult
     from dinomed.adapters.folds.train import FoldsResult
-    from dinomed.apps.api.training_plan import TrainingPlan
+    from dinomed.apps.api.training_plan import PlannedFeatures, TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -166,16 +166,35 @@ def _print_plan(plan: "TrainingPlan", as_json: bool) -> None:
         classes = "".join(f", {label} {count}" for label, count in rows.classes.items())
         made = " (taken from train)" if name == "val" and plan.val_made else ""
         lines.append(f"{name}{made}: {rows.images} images of {rows.groups} groups{classes}")
-    features = plan.features
-    copies = f", with {features.copies} augmented copies of each training image" if features.copies else ""
-    lines.append(f"features computed once: {features.images:,} images{copies}, {features.bytes / 1e6:,.1f} MB on disk")
-    if features.images_per_epoch:
-        lines.append(f"through the backbone in every epoch: {features.images_per_epoch:,} images")
+    lines += _describe_passes(plan.features)
     if plan.refitted_on:
         lines.append(f"second training, as long as the first: on all {plan.refitted_on:,} images of train and val")
-    lines += [f"feature cache: {features.cache}", plan.note]
+    lines += [f"feature cache: {plan.features.cache}", plan.note]
     print(dump_yaml(plan.config), end="")
     print("\n".join(f"# {printable(line)}" for line in lines))
+
+
+def _describe_passes(features: "PlannedFeatures") -> list[str]:
+    """Return lines that say which images pass through the backbone, when and how often."""
+    size = f"{features.bytes / 1e6:,.1f} MB of features on disk"
+    if not features.images_per_epoch:
+        copies = f" ({features.copies} augmented copies of each one of train among them)" if features.copies else ""
+        return [
+            f"frozen backbone: {features.images:,} images{copies} pass through it once, before the training; {size}",
+            "the training of the head reads these features; no image passes through the backbone in an epoch",
+        ]
+    every = f"{features.images_per_epoch:,} images pass through it in every epoch"
+    if features.tune != "none":
+        lines = [f"backbone trained too ({features.tune}): {every}, those of train and of val"]
+        once = "unchanged images of train, to initialise the head"
+    elif features.images:
+        lines = [f"frozen backbone: {every}, those of train, augmented anew each time"]
+        once = "unchanged images of train, to initialise the head, and val"
+    else:
+        lines = [f"frozen backbone: {every}, new windows of train, and val"]
+    if features.images:
+        lines.append(f"before the first epoch, {features.images:,} images pass through it once ({once}); {size}")
+    return lines
 
 
 def _report_folds(result: "FoldsResult", as_json: bool) -> None:

@@ -56,6 +56,46 @@ def test_images_of_every_epoch_are_planned_as_such(
     assert plan.features.images_per_epoch == sum(plan.splits[name].images for name in parts)
 
 
+@pytest.mark.parametrize(
+    ("settings", "first", "second"),
+    [
+        (["augment=none"], "frozen backbone: {once} images pass through it once", "the training of the head reads"),
+        (
+            ["augment=light", "augment_copies=3"],
+            "frozen backbone: {once} images (3 augmented copies of each one of train among them) pass through it once",
+            "the training of the head reads",
+        ),
+        (
+            ["augment=light", "augment_copies=0"],
+            "frozen backbone: {every} images pass through it in every epoch, those of train, augmented anew each time",
+            "before the first epoch, {once} images pass through it once (unchanged images of train, to initialise the "
+            "head, and val)",
+        ),
+        (
+            ["tune=last:1"],
+            "backbone trained too (last:1): {every} images pass through it in every epoch, those of train and of val",
+            "before the first epoch, {once} images pass through it once (unchanged images of train, to initialise the "
+            "head)",
+        ),
+    ],
+    ids=["cached", "copies", "augmented", "tuned"],
+)
+def test_the_plan_says_when_images_pass_through_the_backbone(
+    settings: list[str], first: str, second: str, run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    words = ["train", "segment", "--data", lesion_manifest, "-b", tiny_backbone, "-o", tmp_path / "out", "--dry-run"]
+    sets = [word for setting in [*SHORT, "fit.refit=never", *settings] for word in ("--set", setting)]
+    code, text, error = run(*words, *sets)
+    assert code == 0, error
+    parts = [len(read_manifest(lesion_manifest).select(split=name)) for name in ("train", "val")]
+    copies = 3 if "augment_copies=3" in settings else 0
+    once = parts[0] * (copies + 1) + (0 if "tune=last:1" in settings else parts[1])
+    every = sum(parts) if "tune=last:1" in settings else parts[0]
+    lines = [line.removeprefix("# ") for line in text.splitlines()]
+    place = next(i for i, line in enumerate(lines) if line.startswith(first.format(once=once, every=every)))
+    assert lines[place + 1].startswith(second.format(once=once, every=every))
+
+
 def test_the_head_of_a_depth_plan_has_the_parameters_of_any_range(lesion_manifest: Path, tiny_backbone: Path) -> None:
     settings = {"column": "mask", "image_size": 32, "augment": "none"}
     options = {"low": {"head.low": 0.5}, "high": {"head.high": 0.2}, "both": {"head.low": 0.1, "head.high": 30.0}}
@@ -84,7 +124,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     code, text, _ = run(*words)
     assert code == 0
     assert f"# train: {len(train)} images of" in text
-    assert "MB on disk" in text
+    assert "MB of features on disk" in text
     assert list(tmp_path.iterdir()) == []
     config = tmp_path / "plan.yaml"
     config.write_text(text)  # the settings read back
