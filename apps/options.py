@@ -94,6 +94,15 @@ DuplicateBits = Annotated[
         max=255,
     ),
 ]
+DuplicateCosine = Annotated[
+    float,
+    Option(
+        "--duplicate-cosine",
+        help="Also drop a frame whose descriptor has a cosine above this with that of a kept one; 1 for hashes only.",
+        min=0,
+        max=1,
+    ),
+]
 MaskText = Annotated[
     bool,
     Option(

@@ -8,6 +8,7 @@ from typer import Argument, Option
 
 from dinomed.apps.options import (
     DuplicateBits,
+    DuplicateCosine,
     Fps,
     Json,
     MaskText,
@@ -27,6 +28,7 @@ def frames(
     fps: Fps = 1.0,
     scene_change: SceneChange = None,
     duplicate_bits: DuplicateBits = 24,
+    duplicate_cosine: DuplicateCosine = 0.7,
     min_luminance: MinLuminance = 16.0,
     min_sharpness: MinSharpness = 4.0,
     min_tissue: MinTissue = 0.25,

@@ -56,6 +56,7 @@ def scan(
     fps: float = 1.0,
     scene_change: float | None = None,
     duplicate_bits: int = 24,
+    duplicate_cosine: float = 0.7,
     min_luminance: float = 16.0,
     min_sharpness: float = 4.0,
     min_tissue: float = 0.25,
@@ -97,10 +98,12 @@ def scan(
         coco: annotation file in the COCO format, also relative to `folder`. Masks are drawn from it into the folder
             NAME.coco beside `out`, with their classes in ``segment.yaml``, for ``config`` of `train`.
         videos: read videos. Frames that are left out are listed in NAME.dropped.csv beside `out`, with reasons.
-        fps: with `videos`, as the next five: frames a second; 0 for every frame.
+        fps: with `videos`, as the next six: frames a second; 0 for every frame.
         scene_change: also take a frame whose mean grey difference to the frame before is above this, 0 to 255.
         duplicate_bits: drop a frame whose hash differs in at most so many of 256 bits from that of a kept one; -1
             keeps near-duplicates.
+        duplicate_cosine: drop also a frame whose descriptor has a cosine above this with that of a kept one, as the
+            curation compares images; 1 for hashes only.
         min_luminance: mean grey level, 0 to 255, below which a frame is black; 0 keeps frames of one colour too.
         min_sharpness: variance of the Laplacian below which a frame is blurred.
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no

@@ -21,6 +21,7 @@ def frames(
     fps: float = 1.0,
     scene_change: float | None = None,
     duplicate_bits: int = 24,
+    duplicate_cosine: float = 0.7,
     min_luminance: float = 16.0,
     min_sharpness: float = 4.0,
     min_tissue: float = 0.25,
@@ -42,6 +43,8 @@ def frames(
         scene_change: also take a frame whose mean grey difference to the frame before is above this, 0 to 255.
         duplicate_bits: drop a frame whose hash differs in at most so many of 256 bits from that of a kept one; -1
             keeps near-duplicates.
+        duplicate_cosine: drop also a frame whose descriptor has a cosine above this with that of a kept one, as the
+            curation compares images; 1 for hashes only.
         min_luminance: mean grey level, 0 to 255, below which a frame is black; 0 keeps frames of one colour too.
         min_sharpness: variance of the Laplacian below which a frame is blurred.
         min_tissue: share of reddish pixels, 0 to 1, below which a colour frame is outside of the body; 0 for no
@@ -71,8 +74,9 @@ def frames(
     from dinomed.pretrain.curation.frames.write import RESERVED, write_frames
 
     settings = {
-        "fps": fps, "scene_change": scene_change, "duplicate_bits": duplicate_bits, "min_luminance": min_luminance,
-        "min_sharpness": min_sharpness, "min_tissue": min_tissue,
+        "fps": fps, "scene_change": scene_change, "duplicate_bits": duplicate_bits,
+        "duplicate_cosine": duplicate_cosine, "min_luminance": min_luminance, "min_sharpness": min_sharpness,
+        "min_tissue": min_tissue,
     }  # fmt: skip
     key = chosen_key(id_key, keep_ids)
     config = build_frame_config(settings)

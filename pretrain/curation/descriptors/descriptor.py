@@ -32,7 +32,7 @@ from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.descriptors.config import MIN_FIT_IMAGES, DescriptorConfig
 from dinomed.pretrain.curation.descriptors.projection import Projection, fit_invariance, fit_whitening
 from dinomed.pretrain.curation.descriptors.sources import ComposedSource, DescriptorSource, build_source
-from dinomed.pretrain.curation.descriptors.synthetic_copies import KINDS, make_copy
+from dinomed.pretrain.curation.descriptors.synthetic_copies import add_copies
 from dinomed.pretrain.curation.runtime.images import BATCH
 from dinomed.progress import bar
 
@@ -73,16 +73,13 @@ def fit_descriptor(
     images = [(manifest, row) for manifest in manifests for row in range(len(manifest))]
     rng = np.random.default_rng(config.seed)
     chosen = sorted(rng.choice(len(images), min(config.fit_images, len(images)), replace=False).tolist())
-    kinds = KINDS if config.fit == "copies" else ()
 
     def read(index: int) -> np.ndarray | None:
         try:
             image = read_row(*images[index])
         except UnreadableImage:
             return None
-        streams = [np.random.default_rng([config.seed, index, n]) for n in range(len(kinds))]
-        copies = [make_copy(image, kind, stream) for kind, stream in zip(kinds, streams, strict=True)]
-        return source([image, *copies])
+        return source(add_copies(image, config.seed, index) if config.fit == "copies" else [image])
 
     # a network uses threads itself, and reading takes little of the time
     threads = workers if isinstance(source, ComposedSource) else 1

@@ -31,6 +31,16 @@ def make_copy(image: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndar
     return np.ascontiguousarray(_EDITS[kind](image, rng))
 
 
+def add_copies(image: np.ndarray, seed: int, index: int) -> list[np.ndarray]:
+    """Return an image, uint8 RGB ``(H, W, 3)``, and a copy of each of `KINDS`, as descriptors are fitted to them.
+
+    Args:
+        seed, index: of the fit, and of the image in it; they draw the copies.
+    """
+    streams = [np.random.default_rng([seed, index, kind]) for kind in range(len(KINDS))]
+    return [image, *(make_copy(image, kind, stream) for kind, stream in zip(KINDS, streams, strict=True))]
+
+
 def _crop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Crop 50 to 90% of the area at a random place; the aspect ratio changes by up to a sixth."""
     height, width = image.shape[:2]

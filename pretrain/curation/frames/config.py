@@ -19,7 +19,13 @@ class FrameConfig(Config):
         24,
         ge=-1,
         le=255,
-        description="of the 256 of a hash: frames that differ in at most so many are near-duplicates",
+        description="of the 256 of a hash: frames that differ in at most so many are near-duplicates; -1: all are kept",
+    )
+    duplicate_cosine: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="cosine of the descriptors above which frames are near-duplicates; 1: hashes only",
     )
     min_luminance: float = Field(16.0, ge=0, le=255, description="mean grey level; below it a frame is black")
     min_sharpness: float = Field(4.0, ge=0, description="variance of the Laplacian; below it a frame is blurred")

@@ -1,9 +1,8 @@
-"""Measures of frames: black and blurred frames, frames outside of the body, scene changes and near-duplicates."""
+"""Measures of frames: black and blurred frames, frames outside of the body, and scene changes."""
 
 import cv2
 import numpy as np
 
-from dinomed.pretrain.curation.deduplication.hashes import phash_views
 from dinomed.pretrain.curation.filters.config import QualityConfig
 from dinomed.pretrain.curation.filters.quality import find_border, judge, measure_quality
 from dinomed.pretrain.curation.frames.config import FrameConfig
@@ -53,28 +52,3 @@ def tissue_share(pixels: np.ndarray) -> float | None:
 def scene_difference(before: np.ndarray, after: np.ndarray) -> float:
     """Return the mean difference of two thumbnails, grey levels 0 to 255."""
     return float(np.abs(before.astype(np.int16) - after.astype(np.int16)).mean())
-
-
-class NearDuplicates:
-    """The hashes of the kept frames of a video.
-
-    Args:
-        bits: largest number of differing bits of near-duplicates, of 256.
-    """
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        self._numbers: list[int] = []
-        self._hashes = np.empty((0, 4), np.uint64)
-
-    def find(self, pixels: np.ndarray, number: int) -> int | None:
-        """Return the number of a kept frame of which this is a near-duplicate; else None, and it counts as kept."""
-        code = phash_views(pixels)[0]
-        if self._numbers:
-            differing = np.unpackbits((self._hashes ^ code).view(np.uint8), axis=1).sum(axis=1)
-            nearest = int(differing.argmin())
-            if differing[nearest] <= self.bits:
-                return self._numbers[nearest]
-        self._hashes = np.vstack([self._hashes, code])
-        self._numbers.append(number)
-        return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from dinomed.config import build_config
 from dinomed.pretrain.curation.deduplication.hashes import thumbnail
 from dinomed.pretrain.curation.frames.config import FrameConfig
-from dinomed.pretrain.curation.frames.measures import NearDuplicates, find_fault, quality_limits, scene_difference
+from dinomed.pretrain.curation.frames.duplicates import NearDuplicates, fit_frames
+from dinomed.pretrain.curation.frames.measures import find_fault, quality_limits, scene_difference
 from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 
@@ -48,8 +50,11 @@ def judge_frames(video: Video, config: FrameConfig) -> Iterator[JudgedFrame]:
 
     A few frames are in memory at a time.
     """
-    kept = None if config.duplicate_bits < 0 else NearDuplicates(config.duplicate_bits)
     limits = quality_limits(config)
+    kept = None
+    if config.duplicate_bits >= 0:
+        fit = partial(fit_frames, video, lambda pixels: find_fault(pixels, limits, config.min_tissue) is None)
+        kept = NearDuplicates(config.duplicate_bits, config.duplicate_cosine, fit)
     for frame in _candidates(video, config):
         reason = find_fault(frame.pixels, limits, config.min_tissue)
         if reason is None and kept is not None and (same := kept.find(frame.pixels, frame.number)) is not None:
