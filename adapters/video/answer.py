@@ -11,7 +11,9 @@ import numpy as np
 
 from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.training_images import usable_check
+from dinomed.adapters.video.dicom_seg import VideoSegOptions
 from dinomed.adapters.writer import Row
+from dinomed.errors import UsageError
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.html.drawing import Drawing
 from dinomed.video.facts import VideoFrame
@@ -34,6 +36,7 @@ class VideoAnswer(ABC):
         columns: columns of the table between the time and the problem of a frame.
         plot_file: name of the plot.
         video_files: names of the videos that are written.
+        other_files: names of further files, which `finish` writes.
         shows_frames: a written video shows the frames of the input, in which text can be masked.
         abstains_by: whether a threshold of abstention is for each frame, or for the whole video.
         wanted_frames: the largest number of evenly spaced frames that are predicted; None for all frames.
@@ -45,6 +48,7 @@ class VideoAnswer(ABC):
     columns: Sequence[str]
     plot_file: str
     video_files: Sequence[str] = ()
+    other_files: Sequence[str] = ()
     shows_frames: ClassVar[bool] = False
     abstains_by: ClassVar[Literal["frame", "video"]] = "frame"
     wanted_frames: int | None = None
@@ -57,6 +61,14 @@ class VideoAnswer(ABC):
 
     def begin(self, path: Path) -> None:  # noqa: B027
         """Read the header of the video file before the first frame. The base class reads nothing."""
+
+    def add_dicom_seg(self, options: VideoSegOptions) -> None:
+        """Write the masks of a DICOM file as a DICOM segmentation too."""
+        raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
+
+    def finish(self, folder: Path) -> list[str]:
+        """Write `other_files` after the last frame; return the reasons why one of them is missing."""
+        return []
 
     @contextmanager
     def writing(self, folder: Path, size: tuple[int, int], fps: float) -> Iterator[None]:

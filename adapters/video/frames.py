@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dinomed.adapters.tasks.classify.groups import evenly_spaced
+from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
+
+_MIN_FPS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,18 @@ class FrameReader:
             return self.video.read(number)
         except UnreadableImage as error:
             return LostFrame(number, error.reason)
+
+
+def check_rate(fps: float | None, step: int | None) -> None:
+    """Raise a `UsageError` if a wanted rate or a step is out of its range, or both are given."""
+    if fps is not None and step is not None:
+        raise UsageError("`fps` and `step` are two ways to read fewer frames; give one of the two")
+    if fps is not None and not 0 < fps < float("inf"):
+        raise UsageError(f"`fps={fps:g}` must be above 0; leave it out for every frame")
+    if fps is not None and fps < _MIN_FPS:
+        raise UsageError(f"`fps={fps:g}` must be at least {_MIN_FPS:g}")
+    if step is not None and step < 1:
+        raise UsageError(f"`step={step}` must be at least 1")
 
 
 def choose_step(video_fps: float, fps: float | None, step: int | None) -> int:

@@ -37,6 +37,13 @@ def find_input_videos(source: Manifest | str | Path) -> list[Path] | None:
     return [path / name for name in sorted(kinds) if kinds[name] in VIDEO_KINDS] if "video" in kinds.values() else None
 
 
+def refuse_video_options(options: Mapping[str, Any], source: object) -> None:
+    """Raise a `UsageError` if an option that is for videos only was given for images."""
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(f"`{name}` is for videos, and {source} is read as images; leave it out")
+
+
 def refuse_image_options(options: Mapping[str, Any]) -> None:
     """Raise a `UsageError` if an option that is for images only was given, such as ``{"coco=True": True}``."""
     for text, value in options.items():

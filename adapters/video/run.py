@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -28,7 +27,8 @@ from dinomed.adapters.predictor import Predictor
 from dinomed.adapters.task import find_task
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
 from dinomed.adapters.video.checks import FrameChecks
-from dinomed.adapters.video.frames import FrameReader, choose_step
+from dinomed.adapters.video.dicom_seg import VideoSegOptions
+from dinomed.adapters.video.frames import FrameReader, check_rate, choose_step
 from dinomed.adapters.writer import Row
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.tables import write_csv
@@ -55,7 +55,6 @@ _OTHER_INTENSITY = (
     "the adapter has intensity settings (bits, window or percentiles), and frames of DICOM files are read without "
     "them; give a manifest of `dinomed scan`, which reads the first frame of each file by these settings"
 )
-_MIN_FPS = 1e-3
 _DIGITS = 16  # of the hash that stands for a video in the plan
 
 
@@ -103,6 +102,7 @@ def predict_videos(
     mask: TextMask | None = None,
     overwrite: bool = False,
     rule: AbstentionRule | None = None,
+    seg: VideoSegOptions | None = None,
 ) -> VideoPredictionResult:
     """Predict the frames of videos.
 
@@ -121,35 +121,30 @@ def predict_videos(
         mask: masks burned-in text in the frames of the overlay videos.
         overwrite: replace an earlier result in `out`.
         rule: marks frames of low confidence as abstained; None for no such column.
+        seg: of a segmenter and DICOM files, also write a DICOM segmentation of each file.
 
     Raises:
-        UsageError: the task or the adapter does not predict videos, or writes none whose text can be masked; `fps` or
-            `step` is out of range; or `out` is in use, holds finished videos of an interrupted call with other
-            settings, or another file at the path of a result.
+        UsageError: the task or the adapter does not predict videos, or writes none whose text can be masked, or no
+            masks for `seg`; `fps` or `step` is out of range; or `out` is in use, holds finished videos of an
+            interrupted call with other settings, or another file at the path of a result.
         DinomedError: no video has a frame that can be read, or nothing can be written.
     """
-    if fps is not None and step is not None:
-        raise UsageError("`fps` and `step` are two ways to read fewer frames; give one of the two")
-    if fps is not None and not 0 < fps < float("inf"):
-        raise UsageError(f"`fps={fps:g}` must be above 0; leave it out for every frame")
-    if fps is not None and fps < _MIN_FPS:
-        raise UsageError(f"`fps={fps:g}` must be at least {_MIN_FPS:g}")
-    if step is not None and step < 1:
-        raise UsageError(f"`step={step}` must be at least 1")
+    check_rate(fps, step)
     shown = draw if mask is None else lambda frame, outline: draw(mask(frame), outline)
-    out, build = Path(out), _answer_builder(predictor, shown)
-    if mask is not None and not build().shows_frames:
+    out, build = Path(out), _answer_builder(predictor, shown, seg)
+    first = build()
+    if mask is not None and not first.shows_frames:
         title = find_task(predictor.task).title
         raise UsageError(f"`mask_text=True`: a {title} writes no overlay videos; leave it out")
     settings = _settings(predictor, videos, groups, fps, step) | ({} if rule is None else {"abstain": rule.threshold})
-    settings |= {} if mask is None else {"mask_text": True}
+    settings |= ({} if mask is None else {"mask_text": True}) | ({} if seg is None else seg.settings)
     problems: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     if not overwrite:
         _check_unfinished(out, settings)
     with open_output_folder(out, marker=PLAN_FILE, overwrite=overwrite, keep=[PLAN_FILE, *groups]) as stage:
         earlier = own_files(out, read_plan(out))
-        names = _file_names(build())
+        names = _file_names(first)
         check_not_taken(out, [SUMMARY_FILE, *(f"{group}/{name}" for group in groups for name in names)], earlier)
         check_not_taken(out, [group for group in groups if not (out / group).is_dir()], earlier)
         kept = _keep_finished(stage, settings, groups)
@@ -209,7 +204,7 @@ def _predict_video(
         problems.append((str(path), error.reason))
         return
     facts, lost = video.facts, len(rows) - len(answer.frames)
-    reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None]
+    reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None] + answer.finish(folder)
     if lost:
         reasons.append(f"{lost:,} frames have no prediction; the column problem of {group}/{TABLE_FILE} says why")
     write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, *checks.columns, "problem"], rows)
@@ -266,15 +261,18 @@ def _predict_frames(
 
 def _file_names(answer: VideoAnswer) -> list[str]:
     """Return the names of the files in the folder of a video."""
-    return [TABLE_FILE, answer.plot_file, *answer.video_files, SUMMARY_FILE]
+    return [TABLE_FILE, answer.plot_file, *answer.video_files, *answer.other_files, SUMMARY_FILE]
 
 
 def _predictions_of(answer: VideoAnswer, frames: Sequence[VideoFrame]) -> Callable[[list[int]], list[Any]]:
     return lambda rows: answer.predict([frames[row] for row in rows])
 
 
-def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoAnswer]:
-    """Return what makes the answer of a video; raise a `UsageError` if the adapter does not predict videos."""
+def _answer_builder(
+    predictor: Predictor, draw: DrawMask, seg: VideoSegOptions | None = None
+) -> Callable[[], VideoAnswer]:
+    """Return what makes the answer of a video; raise a `UsageError` if the adapter does not predict videos, or with
+    `seg` no masks."""
     task = find_task(predictor.task)
     if not task.video_answer:
         raise UsageError(
@@ -282,7 +280,14 @@ def _answer_builder(predictor: Predictor, draw: DrawMask) -> Callable[[], VideoA
             "DIR/manifest.csv"
         )
     kind: Callable[..., VideoAnswer] = resolve_name(task.video_answer)
-    return partial(kind, predictor, draw)
+
+    def build() -> VideoAnswer:
+        answer = kind(predictor, draw)
+        if seg is not None:
+            answer.add_dicom_seg(seg)
+        return answer
+
+    return build
 
 
 def _settings(

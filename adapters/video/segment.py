@@ -11,8 +11,10 @@ import numpy as np
 from dinomed.adapters.tasks.areas import AREA_COLUMN, pixel_mm2
 from dinomed.adapters.tasks.segment.predict import MaskPrediction, SegmentPredictor, mask_uncertainty, summarize
 from dinomed.adapters.video.answer import DrawMask, VideoAnswer
+from dinomed.adapters.video.dicom_seg import SEG_FILE, VideoSegmentation, VideoSegOptions
 from dinomed.adapters.video.plot import draw_series
 from dinomed.adapters.writer import Row
+from dinomed.errors import DinomedError
 from dinomed.html.drawing import Drawing
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.spacing import FrameSpacings, read_frame_spacings
@@ -52,8 +54,16 @@ class SegmentVideo(VideoAnswer):
         self._append: list[Callable[[np.ndarray], None]] = []
         self._size = (0, 0)
         self._spacings: FrameSpacings | None = None
+        self._seg_options: VideoSegOptions | None = None
+        self._segmentation: VideoSegmentation | None = None
+
+    def add_dicom_seg(self, options: VideoSegOptions) -> None:
+        self._seg_options, self.other_files = options, [SEG_FILE]
 
     def begin(self, path: Path) -> None:
+        if self._seg_options is not None:
+            model = str(self._segmenter.metadata["weights_sha256"])
+            self._segmentation = VideoSegmentation(path, list(self._channels), model, self._seg_options)
         try:
             self._spacings = read_frame_spacings(path)
         except UnreadableImage as error:
@@ -80,6 +90,8 @@ class SegmentVideo(VideoAnswer):
         areas: dict[str, float] = {}
         union = np.zeros(self._size, bool)
         uncertainties = []
+        if self._segmentation is not None:
+            self._segmentation.add([prediction.masks[name].astype(bool) for name in self._channels])
         for append, (name, k) in zip(self._append, self._channels.items(), strict=False):
             inside, probability = prediction.masks[name].astype(bool), prediction.probabilities[k]
             append(inside.astype(np.uint8) * 255)
@@ -101,6 +113,16 @@ class SegmentVideo(VideoAnswer):
             return []
         area = pixel_mm2(self._spacings, number, inside)
         return [None if area is None else f"{np.count_nonzero(inside) * area:.2f}"]
+
+    def finish(self, folder: Path) -> list[str]:
+        if self._segmentation is None:
+            return []
+        try:
+            self._segmentation.write(folder / SEG_FILE)
+        except DinomedError as error:
+            self.other_files = []
+            return [f"no DICOM segmentation: {error}"]
+        return []
 
     def confidence(self, prediction: MaskPrediction) -> float:
         return self._segmenter.confidence(prediction.probabilities)

@@ -14,7 +14,8 @@ from dinomed.adapters.inference import loader
 from dinomed.adapters.inference.folder import PredictionResult, predict_collection
 from dinomed.adapters.predictor import Predictor, prediction_rule
 from dinomed.adapters.task import Unit, find_task
-from dinomed.adapters.video.request import find_input_videos, refuse_image_options
+from dinomed.adapters.video.dicom_seg import choose_seg_options
+from dinomed.adapters.video.request import find_input_videos, refuse_image_options, refuse_video_options
 from dinomed.adapters.video.run import RESERVED, predict_videos
 from dinomed.apps.api.backbones import BackboneLike, load_backbone
 from dinomed.apps.api.inputs import (
@@ -278,7 +279,7 @@ def predict(
             of by numbers; they may identify patients.
         coco: for a segmenter, write the masks as COCO results too: coco_results.json and coco_images.json.
         coco_ids: COCO file of the images, whose ids of images and categories the results have; sets `coco`.
-        dicom_seg: for a segmenter and DICOM images, write masks as DICOM segmentations too (extra ``dicom``).
+        dicom_seg: for a segmenter and DICOM files, write masks as DICOM segmentations too (extra ``dicom``).
         keep_ids: with `dicom_seg`, copy identifiers of patient and study; else a placeholder.
         id_key: file with a secret key, as for `scan`: pseudonyms name the folders of videos, and the patient of
             `dicom_seg` instead of a placeholder.
@@ -315,17 +316,16 @@ def predict(
         from dinomed.apps.pages.overlay import draw_mask
 
         predictor = _predictor(adapter, backbone, device)
-        refuse_image_options({
-            f"unit={unit}": None if unit == predictor.unit else unit, "coco=True": coco, "coco_ids": coco_ids,
-            "dicom_seg=True": dicom_seg, "keep_ids=True": keep_ids, "volumes=True": volumes, "series": series,
-        })  # fmt: skip
-        groups_of_videos = name_groups(videos, names, RESERVED, key)
+        unit = None if unit == predictor.unit else unit
+        refused = {f"unit={unit}": unit, "coco=True": coco, "coco_ids": coco_ids, "volumes=True": volumes}
+        refuse_image_options(refused | {"series": series})
+        check_image_options(None, dicom_seg, keep_ids, False, None)
         return predict_videos(
-            predictor, videos, groups_of_videos, out, fps=fps, step=step, draw=partial(draw_mask, fill=0), mask=mask,
-            overwrite=overwrite, rule=prediction_rule(predictor, abstain, max_risk, predictor.unit))  # fmt: skip
-    if fps is not None or step is not None:
-        option = "step" if fps is None else "fps"
-        raise UsageError(f"`{option}` is for videos, and {images} is read as images; leave it out")
+            predictor, videos, name_groups(videos, names, RESERVED, key), out, fps=fps, step=step, mask=mask,
+            draw=partial(draw_mask, fill=0), overwrite=overwrite,
+            rule=prediction_rule(predictor, abstain, max_risk, predictor.unit),
+            seg=choose_seg_options(videos, keep_ids, key, fps, step) if dicom_seg else None)  # fmt: skip
+    refuse_video_options({"fps": fps, "step": step}, images)
     check_image_options(unit, dicom_seg, keep_ids, volumes, series)
     predictor = _predictor(adapter, backbone, device)
     rule = prediction_rule(predictor, abstain, max_risk, unit)

@@ -49,7 +49,7 @@ def predict(
     ] = None,
     dicom_seg: Annotated[
         bool,
-        Option("--dicom-seg", help="For a segmenter and DICOM images: also write each mask as a DICOM segmentation."),
+        Option("--dicom-seg", help="For a segmenter and DICOM files: also write the masks as DICOM segmentations."),
     ] = False,
     keep_ids: Annotated[
         bool,
@@ -99,11 +99,11 @@ def predict(
     unlikeness to the training images. It names no image without --names. With --mask-text, text that the detector finds
     in the pixels is masked there and in overlay videos. With --abstain or --max-risk the column `abstained` marks
     predictions of low confidence. With --dicom-seg the mask of a DICOM image is also written as a DICOM segmentation,
-    a.seg.dcm. With --volumes the masks of slices are also written as volumes, in the geometry of the input:
-    volumes/NAME.nii.gz (.mha or .nrrd of such input), and volumes.csv with Dice and HD95 in mm where the slices have
-    masks; with --dicom-seg and --series also as DICOM segmentations, volumes/NAME.seg.dcm. Images that cannot be used
-    are listed in `unreadable.csv`, and the exit code is 1. After an interruption the same command continues where it
-    stopped.
+    a.seg.dcm, and those of a DICOM file of several frames as one, mask.seg.dcm. With --volumes the masks of slices are
+    also written as volumes, in the geometry of the input: volumes/NAME.nii.gz (.mha or .nrrd of such input), and
+    volumes.csv with Dice and HD95 in mm where the slices have masks; with --dicom-seg and --series also as DICOM
+    segmentations, volumes/NAME.seg.dcm. Images that cannot be used are listed in `unreadable.csv`, and the exit code is
+    1. After an interruption the same command continues where it stopped.
 
     For each video (MP4, MOV, AVI, Matroska, WebM, MPEG, DICOM of several frames or with a video stream) an adapter
     writes a numbered folder: `predictions.csv` with a row for each frame, a plot over time, `summary.json` with one

@@ -110,8 +110,10 @@ def read_source(path: str | Path, *, several_frames: bool = False) -> Any:
         raise DinomedError(f"DICOM without {missing[0]}, which a DICOM segmentation must reference")
     if is_segmentation(source):
         raise DinomedError("a DICOM segmentation, not an image")
-    if not several_frames and (frames > 1 or any(functional_groups)):
-        raise DinomedError("a DICOM of several frames; DICOM segmentations are written for single-frame images only")
+    if not several_frames and frames > 1:
+        raise DinomedError("a DICOM of several frames among other images; predict such files in a separate call")
+    if not several_frames and any(functional_groups):
+        raise DinomedError("an enhanced DICOM of one frame, for which no DICOM segmentation is written")
     return source
 
 
@@ -165,12 +167,29 @@ def build_frames_segmentation(
     return _build([source], masks, settings, instance, places)
 
 
+def build_first_frame(source: Any, masks: np.ndarray, settings: SegmentationSettings, instance: int) -> Any:
+    """Return the segmentation object of the first frame of an image whose frames have no places, for a cine.
+
+    Args and errors are those of `build_segmentation`. Pixel Spacing is that of `spacing_of`, or else 1.
+    """
+    return _build([source], masks[:, None], settings, instance, is_cine=True)
+
+
+def spacing_of(source: Any) -> Any:
+    """Return Pixel Spacing of an image, or of all of its frames; None if it states none."""
+    for shared in (source.get(FUNCTIONAL_GROUPS[0]) or [])[:1]:
+        for part in (shared.get("PixelMeasuresSequence") or [])[:1]:
+            return part.get("PixelSpacing") or None
+    return source.get("PixelSpacing") or None
+
+
 def _build(
     sources: Sequence[Any],
     masks: np.ndarray,
     settings: SegmentationSettings,
     instance: int,
     places: Sequence[FramePlace] = (),
+    is_cine: bool = False,
 ) -> Any:
     from highdicom.seg import Segmentation
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -185,6 +204,8 @@ def _build(
             described = [_described(source, settings) for source in sources]
             if places:
                 _describe_frames(described[0], source, places)
+            if is_cine:
+                _describe_cine(described[0], source)
             segmentation = Segmentation(
                 described,
                 np.moveaxis(masks, 0, -1),
@@ -279,6 +300,18 @@ def _describe_frames(described: Any, source: Any, places: Sequence[FramePlace]) 
         item_of(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[plane])
     ]
     described.PerFrameFunctionalGroupsSequence = groups
+
+
+def _describe_cine(described: Any, source: Any) -> None:
+    """Let the image have a single frame without a place; highdicom needs a spacing, which is 1 if none is known."""
+    from pydicom.dataset import Dataset
+
+    for name in ("FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient"):
+        described.pop(name, None)
+    described.NumberOfFrames, measures, shared = 1, Dataset(), Dataset()
+    measures.PixelSpacing = spacing_of(source) or [1, 1]
+    shared.PixelMeasuresSequence = [measures]
+    described.SharedFunctionalGroupsSequence = [shared]
 
 
 def _segment(number: int, name: str, model: str, version: str) -> Any:

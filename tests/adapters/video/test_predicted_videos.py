@@ -283,7 +283,7 @@ def test_what_does_not_fit_a_video_is_refused_in_one_line(
     for options, words in (
         ({"coco": True}, "`coco=True` is for images"),
         ({"coco_ids": "a.json"}, "`coco_ids` is for images"),
-        ({"dicom_seg": True}, "`dicom_seg=True` is for images"),
+        ({"dicom_seg": True}, "`dicom_seg=True` needs DICOM files, and 1 of 1 videos are not"),
         ({"unit": "group"}, "`unit=group` is for images"),
         ({"abstain": 0.1}, "`abstain=0.1`: the adapter has no thresholds"),
         ({"max_risk": 0.0}, "`max_risk=0`: the adapter has no thresholds"),
