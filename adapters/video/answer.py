@@ -16,6 +16,7 @@ from dinomed.adapters.writer import Row
 from dinomed.errors import UsageError
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.html.drawing import Drawing
+from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.video.facts import VideoFrame
 
 DrawMask = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -39,6 +40,7 @@ class VideoAnswer(ABC):
         other_files: names of further files, which `finish` writes.
         shows_frames: a written video shows the frames of the input, in which text can be masked.
         abstains_by: whether a threshold of abstention is for each frame, or for the whole video.
+        confidence_words: what `confidence_of_video` returns, in words.
         wanted_frames: the largest number of evenly spaced frames that are predicted; None for all frames.
         frames: number and time, s, of each frame with a prediction, in order.
         times_s: time of each frame, s; nan without a prediction.
@@ -51,6 +53,7 @@ class VideoAnswer(ABC):
     other_files: Sequence[str] = ()
     shows_frames: ClassVar[bool] = False
     abstains_by: ClassVar[Literal["frame", "video"]] = "frame"
+    confidence_words: ClassVar[str] = "the mean confidence of its frames"
     wanted_frames: int | None = None
 
     def __init__(self, predictor: Predictor, draw: DrawMask, lines: Iterable[str]) -> None:
@@ -109,6 +112,12 @@ class VideoAnswer(ABC):
     def confidence_of_video(self) -> float | None:
         """Return how sure the prediction for the whole video is, 0 to 1; None for the mean over its frames."""
         return None
+
+    def describe_abstention(self, rule: AbstentionRule) -> str:
+        """Return in words when frames and videos are abstained."""
+        if self.abstains_by == "video":
+            return rule.describe("video", "group", self.confidence_words)
+        return f"{rule.describe('frame', 'image')} A video is abstained if {self.confidence_words} is below it."
 
     def add_lost(self) -> None:
         """Write a frame that has no prediction: black in the videos, a gap in the plot."""

@@ -20,6 +20,7 @@ class ClassifyVideo(VideoAnswer):
     """
 
     plot_file = "probability.svg"
+    confidence_words = "the confidence of its answer"
 
     def __init__(self, predictor: ClassifyPredictor, draw: DrawMask) -> None:
         super().__init__(predictor, draw, predictor.classes)

@@ -5,13 +5,11 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from dinomed.adapters.inference.folder import PredictionResult
 from dinomed.adapters.inference.plan import (
     FAILED_FILE,
     PLAN_FILE,
@@ -29,6 +27,7 @@ from dinomed.adapters.video.answer import DrawMask, VideoAnswer
 from dinomed.adapters.video.checks import FrameChecks
 from dinomed.adapters.video.dicom_seg import VideoSegOptions
 from dinomed.adapters.video.frames import FrameReader, check_rate, choose_step
+from dinomed.adapters.video.result import SUMMARY_FILE, VideoPredictionResult
 from dinomed.adapters.writer import Row
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.tables import write_csv
@@ -47,7 +46,6 @@ from dinomed.progress import bar
 from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 
-SUMMARY_FILE = "summary.json"
 RESERVED = (PLAN_FILE, SUMMARY_FILE, READY_FILE, TABLE_FILE, FAILED_FILE, ROWS_FILE, SHEET_FILE)
 """Names that no folder of a video may have."""
 _BATCH, _BATCH_BYTES = 16, 2**28  # frames; of their pixels and probability maps
@@ -56,38 +54,6 @@ _OTHER_INTENSITY = (
     "them; give a manifest of `dinomed scan`, which reads the first frame of each file by these settings"
 )
 _DIGITS = 16  # of the hash that stands for a video in the plan
-
-
-@dataclass(frozen=True)
-class VideoPredictionResult(PredictionResult):
-    """The result of a prediction of videos. `images` is the number of predicted frames, `kept` that of the videos that
-    an interrupted call had predicted before, and `unreadable` has (path, reason) of videos with a problem.
-
-    Attributes:
-        groups: path of each video -> its folder in `folder`.
-        answers: the answer for each video with a prediction, as in summary.json.
-    """
-
-    groups: dict[str, str] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
-
-    def report(self) -> dict[str, Any]:
-        """Return what the command prints."""
-        return {
-            "output": str(self.folder), "summary": str(self.folder / SUMMARY_FILE), "videos": self.groups,
-            "frames": self.images, "kept": self.kept, "answers": self.answers,
-            "problems": [{"video": video, "reason": reason} for video, reason in self.unreadable],
-            "note": RESEARCH_USE,
-        }  # fmt: skip
-
-    def facts(self) -> list[tuple[Any, ...]]:
-        """Return rows of a name and a value for each video in `answers`: its file, and the numbers of its answer."""
-        files = {group: path for path, group in self.groups.items()}
-        values = [item for answer in self.answers for item in answer.items()]
-        names = dict.fromkeys(name for name, value in values if isinstance(value, int | float | str))
-        rows = [("file", *(files[answer["video"]] for answer in self.answers))]
-        hidden = ("notice", "video")
-        return rows + [(name, *(answer.get(name) for answer in self.answers)) for name in names if name not in hidden]
 
 
 def predict_videos(
@@ -171,11 +137,12 @@ def predict_videos(
             with suppress(OSError):  # it holds other files, or those of this result
                 (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
-    abstained = sum(answer.get("frames_abstained", int(answer.get("abstained", 0))) for answer in answers)
     counts = None if mask is None else _count_masked(answers)
     return VideoPredictionResult(
-        out, frames, len(kept), problems, rule=rule, abstained=abstained, groups=named, answers=answers,
-        masked_text=counts,
+        out, frames, len(kept), problems, rule=rule, groups=named, answers=answers, masked_text=counts,
+        abstained=sum(answer.get("frames_abstained", 0) for answer in answers),
+        abstained_videos=sum(answer.get("abstained", False) for answer in answers),
+        abstention=None if rule is None else first.describe_abstention(rule),
     )  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def predict(
     arguments = locals()
     from dinomed.adapters.inference.plan import FAILED_FILE, TABLE_FILE
     from dinomed.adapters.tasks.volumes import TABLE_FILE as VOLUMES_TABLE
-    from dinomed.adapters.video.run import VideoPredictionResult
+    from dinomed.adapters.video.result import VideoPredictionResult
     from dinomed.apps.api.heads import predict as predict_images
     from dinomed.apps.ending import demo_of, print_end
     from dinomed.apps.output import api_arguments, build_table, emit
@@ -124,12 +124,16 @@ def predict(
     done = predict_images(**api_arguments(arguments))
     following = partial(demo_of, adapter, backbone)
     if isinstance(done, VideoPredictionResult):
-        emit(done.report(), as_json, build_table(("", *(answer["video"] for answer in done.answers)), done.facts()))
+        table = build_table(("", *(answer["video"] for answer in done.answers)), done.facts())
+        table.caption = done.abstained_text()
+        emit(done.report(), as_json, table)
         print_end([out], following, as_json=as_json)
         if done.unreadable:
             first, reason = done.unreadable[0]
+            count = len({video for video, _ in done.unreadable})
             raise DinomedError(
-                f"{len(done.unreadable)} problems with videos (the first: {first}: {reason}); the other frames are done"
+                f"{count} of {len(done.groups)} videos have a problem (the first: {first}: {reason}); all that can be "
+                "predicted is written"
             )
         return
     report: dict[str, Any] = {"output": str(done.folder), "table": str(done.folder / TABLE_FILE)}
@@ -144,9 +148,8 @@ def predict(
     if done.masked_text is not None:
         report |= {"masked_text": done.masked_text}
     if (rule := done.rule) is not None:
-        kept = f"{rule.coverage:.0%} of the validation images, with a mean loss of {rule.risk:.3f} ({rule.loss})"
-        text = f"confidence below {rule.threshold:.4g}, which keeps {kept}"
-        report |= {"abstained": done.abstained, "abstention": text}
+        kind = "group" if unit == "group" else "image"
+        report |= {"abstained": done.abstained, "abstention": rule.describe(kind, kind)}
     emit(report | {"note": RESEARCH_USE}, as_json)
     print_end([done.folder, done.sheet], following, as_json=as_json)
     if done.unreadable:

@@ -38,6 +38,20 @@ class AbstentionRule:
         """Return which predictions are abstained, bool (N,); confidences (N,) are rounded as in the table."""
         return confidence < self.threshold - 1e-9
 
+    def describe(self, unit: str, chosen_on: str, confidence: str = "its confidence") -> str:
+        """Return the rule in words.
+
+        Args:
+            unit: what is abstained: image, group, frame or video.
+            chosen_on: on what the threshold was chosen: image or group.
+            confidence: what is compared with the threshold.
+        """
+        article = "An" if unit.startswith("i") else "A"
+        return (
+            f"{article} {unit} is abstained if {confidence} is below {self.threshold:.4g}, which {self.coverage:.0%} "
+            f"of the validation {chosen_on}s reach, with a mean loss of {self.risk:.3f} ({self.loss})."
+        )
+
 
 class AbstentionTable(Config):
     """The coverage and the risk on validation images of at most 100 thresholds of confidence, from the highest.

@@ -173,7 +173,13 @@ def test_abstention_is_of_the_whole_video_and_compares_its_confidence(
         assert answer["abstained"] is (confidence < answer["abstention_threshold"])
         assert "frames_abstained" not in answer
         assert "abstained" not in rows_of(tmp_path / "out" / answer["video"])[0]
-    assert done.abstained == sum(answer["abstained"] for answer in done.answers)
+    assert done.abstained_videos == sum(answer["abstained"] for answer in done.answers)
+    assert (done.abstained, "abstained_frames" in done.report()) == (0, False)
+    assert done.abstained_text().startswith(
+        f"Abstained: {done.abstained_videos} of {len(done.answers)} videos. A video is abstained if the confidence of "
+        "its answer is below"
+    )
+    assert "of the validation groups reach" in done.report()["abstention"]
 
 
 def test_a_lost_frame_is_left_out_of_the_group(

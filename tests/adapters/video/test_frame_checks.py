@@ -58,13 +58,39 @@ def test_frames_are_judged_as_images_are(user_folder: Path, video: Path, tmp_pat
     assert answer["abstained"] is (answer["confidence"] < answer["abstention_threshold"])
 
 
-def test_the_command_takes_abstain_for_a_video(user_folder: Path, video: Path, tmp_path: Path, run: Run) -> None:
-    words = ("predict", user_folder / "cls", video, "-o", tmp_path / "out", "--backbone", user_folder / "ssl")
-    code, out, _ = run(*words, "--abstain", 0.3, "--json")
+@pytest.mark.parametrize(
+    ("adapter", "whole"), [("cls", "the confidence of its answer"), ("seg", "the mean confidence of its frames")]
+)
+def test_the_command_counts_abstained_frames_and_videos_and_says_the_rule_of_both(
+    user_folder: Path, video: Path, tmp_path: Path, run: Run, adapter: str, whole: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.avi", "b.avi"):
+        (tmp_path / "in" / name).write_bytes(video.read_bytes())
+    words = ("predict", user_folder / adapter, tmp_path / "in", "--backbone", user_folder / "ssl")
+    code, out, _ = run(*words, "-o", tmp_path / "out", "--abstain", 0.3, "--json")
     assert code == 0
-    (answer,) = json.loads(out)["answers"]
-    assert answer["frames_abstained"] >= 0
-    assert answer["abstention_threshold"] > 0
+    report = json.loads(out)
+    frames, videos = (sum(answer[name] for answer in report["answers"]) for name in ("frames_abstained", "abstained"))
+    assert (report["abstained_frames"], report["abstained_videos"]) == (frames, videos)
+    assert (report["frames"], report["kept_videos"], "abstained" in report) == (2 * COUNT, 0, False)
+    threshold = report["answers"][0]["abstention_threshold"]
+    assert report["abstention"].startswith(f"A frame is abstained if its confidence is below {threshold:.4g}, which ")
+    assert "of the validation images reach" in report["abstention"]
+    assert report["abstention"].endswith(f"A video is abstained if {whole} is below it.")
+    code, out, _ = run(*words, "-o", tmp_path / "table", "--abstain", 0.3)
+    printed = " ".join(out.split())
+    assert f"Abstained: {frames} of {2 * COUNT} frames, {videos} of 2 videos. A frame is abstained if" in printed
+    (tmp_path / "in" / "c.mp4").write_text("no video")
+    code, out, err = run(*words, "-o", tmp_path / "plain")
+    assert (code, "bstained" in out) == (1, False)
+    assert "1 of 3 videos have a problem (the first:" in " ".join(err.split())
+
+
+def test_the_two_options_of_abstention_exclude_each_other(
+    user_folder: Path, video: Path, tmp_path: Path, run: Run
+) -> None:
+    words = ("predict", user_folder / "cls", video, "-o", tmp_path / "out", "--backbone", user_folder / "ssl")
     code, _, err = run(*words, "--abstain", 0.3, "--max-risk", 0.2)
     assert (code, "exclude each other" in err) == (2, True)
 

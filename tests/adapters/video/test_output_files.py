@@ -10,7 +10,8 @@ import pytest
 import dinomed
 from dinomed.adapters.inference.plan import PredictionPlan, begin
 from dinomed.adapters.video.frames import choose_step
-from dinomed.adapters.video.run import RESERVED, VideoPredictionResult
+from dinomed.adapters.video.result import VideoPredictionResult
+from dinomed.adapters.video.run import RESERVED
 from dinomed.datasets.scan.videos import find_videos, name_groups
 from dinomed.errors import UsageError
 from dinomed.video.write import writing_video

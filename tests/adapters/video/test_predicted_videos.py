@@ -12,7 +12,7 @@ from PIL import Image
 
 import dinomed
 from dinomed.adapters.tasks.segment.predict import MaskPrediction
-from dinomed.adapters.video.run import VideoPredictionResult
+from dinomed.adapters.video.result import VideoPredictionResult
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.finite import NotFiniteError
