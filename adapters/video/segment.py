@@ -51,6 +51,7 @@ class SegmentVideo(VideoAnswer):
             else [*(f"{cell} {name}" for name in self._channels for cell in cells), "area_fraction", "uncertainty"]
         )
         self._union: list[int] = []  # px in any class, of `frames`
+        self._mm2: dict[str | None, list[float | None]] = {name: [] for name in (None, *self._channels)}
         self._append: list[Callable[[np.ndarray], None]] = []
         self._size = (0, 0)
         self._spacings: FrameSpacings | None = None
@@ -97,22 +98,30 @@ class SegmentVideo(VideoAnswer):
             append(inside.astype(np.uint8) * 255)
             measured = summarize(probability, inside)
             confidence = None if measured.confidence is None else f"{measured.confidence:.4f}"
-            row += [measured.area_px, *self._mm2(frame.number, inside), f"{measured.area_fraction:.6f}", confidence]
+            area = self._add_mm2(name, frame.number, inside)
+            row += [measured.area_px, *area, f"{measured.area_fraction:.6f}", confidence]
             uncertainties.append(mask_uncertainty(probability, inside))
             areas[name] = measured.area_px
             union |= inside
         self._append[-1](self._draw(frame.pixels, union))
         self._union.append(int(union.sum()))
+        self._add_mm2(None, frame.number, union)
         self.record(frame, areas)
         any_class = [] if self._single else [f"{union.mean():.6f}"]
         return [*row, *any_class, f"{np.mean(uncertainties):.4f}"]
 
-    def _mm2(self, number: int, inside: np.ndarray) -> list[str | None]:
-        """Return the cell of the area of a mask in mm², None if it is not known; no cell if the video is no DICOM."""
+    def _add_mm2(self, name: str | None, number: int, inside: np.ndarray) -> list[str | None]:
+        """Record the area in mm² of the mask of a class, or with None of all of them, if it is known.
+
+        Returns:
+            Its cell, None if it is not known; no cell if the video is no DICOM.
+        """
         if self._spacings is None:
             return []
-        area = pixel_mm2(self._spacings, number, inside)
-        return [None if area is None else f"{np.count_nonzero(inside) * area:.2f}"]
+        pixel = pixel_mm2(self._spacings, number, inside)
+        area = None if pixel is None else np.count_nonzero(inside) * pixel
+        self._mm2[name].append(area)
+        return [None if area is None else f"{area:.2f}"]
 
     def finish(self, folder: Path) -> list[str]:
         if self._segmentation is None:
@@ -133,13 +142,13 @@ class SegmentVideo(VideoAnswer):
         super().add_lost()
 
     def summarize(self) -> dict[str, Any]:
-        answer = self._summarize(np.array(self._union))
+        answer = self._summarize(np.array(self._union), self._mm2[None])
         if not self._single:
             areas = zip(self.lines, self.values().T, strict=True)
-            answer["classes"] = {name: self._summarize(pixels) for name, pixels in areas}
+            answer["classes"] = {name: self._summarize(pixels, self._mm2[name]) for name, pixels in areas}
         return answer | {"masks": dict(zip(self._channels, self.mask_files, strict=True))}
 
-    def _summarize(self, pixels: np.ndarray) -> dict[str, Any]:
+    def _summarize(self, pixels: np.ndarray, areas_mm2: Sequence[float | None]) -> dict[str, Any]:
         place = int(pixels.argmax())
         number, time_s = self.frames[place]
         seen = bool(pixels.any())
@@ -149,7 +158,22 @@ class SegmentVideo(VideoAnswer):
             "largest_area_px": int(pixels.max()),
             "largest_area_frame": number if seen else None,
             "largest_area_time_s": round(time_s, 3) if seen else None,
+            **self._largest_mm2(areas_mm2),
             "mean_area_fraction": round(float(pixels.mean()) / (self._size[0] * self._size[1]), 6),
+        }
+
+    def _largest_mm2(self, areas: Sequence[float | None]) -> dict[str, Any]:
+        """Return the largest area in mm² with its frame, among the frames whose area is known; nothing if none is."""
+        known = [(area, place) for place, area in enumerate(areas) if area is not None]
+        if not known:
+            return {}
+        area, place = max(known, key=lambda entry: entry[0])
+        number, time_s = self.frames[place]
+        return {
+            "frames_with_area_mm2": len(known),
+            "largest_area_mm2": round(area, 2),
+            "largest_area_mm2_frame": number if area > 0 else None,
+            "largest_area_mm2_time_s": round(time_s, 3) if area > 0 else None,
         }
 
     def plot(self) -> Drawing:

@@ -112,6 +112,7 @@ def test_a_video_stream_in_a_dicom_file_is_predicted_as_its_plain_file(tmp_path:
     first, second = (tools["only"](tmp_path / path.stem) for path in (plain, stream))
     rows = tools["rows_of"](second)
     assert {row.pop("area_mm2") for row in rows} == {""}  # its file states no spacing
+    assert not any("mm2" in name for path in (first, second) for name in tools["read_json"](path / "summary.json"))
     assert rows == tools["rows_of"](first)
     assert (first / "mask.avi").read_bytes() == (second / "mask.avi").read_bytes()
 
@@ -130,6 +131,25 @@ def test_a_damaged_spacing_leaves_the_areas_empty_and_loses_no_frame(
     assert "area_mm2 is left empty" in warning
 
 
+def test_the_largest_area_of_an_ultrasound_is_that_of_masks_inside_its_regions(tmp_path: Path) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 1, 3, 3
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 31, 47
+    region.PhysicalDeltaX, region.PhysicalDeltaY = 0.05, 0.02  # cm
+    frames = [np.full(FRAME.shape, 220, np.uint8) for _ in range(3)]
+    frames[0][10:20, 5:15] = 20  # in the region
+    frames[1][10:40, 20:40] = 20  # larger, and partly outside
+    video = write_dicom(tmp_path / "in.dcm", frames, SequenceOfUltrasoundRegions=[region], FrameTime=40)
+    dinomed.predict(Dark(), video, tmp_path / "out")
+    folder = tools["only"](tmp_path / "out")
+    assert [row["area_mm2"] for row in tools["rows_of"](folder)] == ["10.00", "", "0.00"]
+    answer = tools["read_json"](folder / "summary.json")
+    assert (answer["largest_area_px"], answer["largest_area_frame"]) == (600, 1)
+    assert (answer["largest_area_mm2"], answer["largest_area_mm2_frame"]) == (10.0, 0)
+    assert answer["frames_with_area_mm2"] == 2
+
+
 def test_areas_of_frames_are_those_of_the_spacing_of_each_frame(tmp_path: Path) -> None:
     groups = []
     for spacing in (0.5, 2.0, None):
@@ -144,10 +164,16 @@ def test_areas_of_frames_are_those_of_the_spacing_of_each_frame(tmp_path: Path) 
     (pixels,) = {int(row["area_px"]) for row in rows}
     assert pixels > 0
     assert [row["area_mm2"] for row in rows] == [f"{pixels * 0.5:.2f}", f"{pixels * 2:.2f}", ""]
+    answer = tools["read_json"](tools["only"](tmp_path / "out") / "summary.json")
+    names = ("frames_with_area_mm2", "largest_area_mm2", "largest_area_mm2_frame", "largest_area_mm2_time_s")
+    assert [answer[name] for name in names] == [2, pixels * 2, 1, 0.04]
+    assert answer["largest_area_frame"] == 0  # all frames have the same pixels
     several = Dark("a", "b")
     dinomed.predict(several, video, tmp_path / "several")
     rows = tools["rows_of"](tools["only"](tmp_path / "several"))
     assert rows[0]["area_mm2 b"] == f"{int(rows[0]['area_px b']) * 0.5:.2f}"
+    answer = tools["read_json"](tools["only"](tmp_path / "several") / "summary.json")
+    assert answer["largest_area_mm2"] == answer["classes"]["b"]["largest_area_mm2"] == pixels * 2
     rule = {"fps": 0, "duplicate_bits": -1, "min_sharpness": 0, "min_tissue": 0, "min_luminance": 0}
     (tmp_path / "folder").mkdir()
     video.rename(tmp_path / "folder" / "in.dcm")

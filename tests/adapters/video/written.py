@@ -1,6 +1,7 @@
 """A stand-in for a segmenter, and reading of what `predict` wrote for videos, for the tests of this folder."""
 
 import csv
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,10 @@ BACKBONE = SimpleNamespace(fingerprint="dark", preprocessing=SimpleNamespace(int
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def masks_in(path: Path) -> list[np.ndarray]:
