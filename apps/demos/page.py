@@ -204,7 +204,9 @@ class App:
             return {"error": reason}
         height, width = shown.shown.shape[:2]
         preview = {} if request.get("panels") else {"preview": inline_preview(shown.shown)}
-        facts = {name: getattr(shown, name) for name in ("frame", "frames", "seconds", "has_values", "problem")}
+        facts = {
+            name: getattr(shown, name) for name in ("frame", "frames", "seconds", "has_values", "problem", "by_region")
+        }
         return {"size": [width, height], "spacing": shown.spacing_mm, **facts, "panels": answers, **preview}
 
     def _path(self, name: str) -> Path | None:

@@ -21,6 +21,7 @@ from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.codecs import holds_video_stream
 from dinomed.images.dicom.elements import is_dicom
+from dinomed.images.dicom.spacing import FrameSpacings
 from dinomed.images.frames import forget_frame, frame_path
 from dinomed.io.files import sha256_file
 from dinomed.isolation.images import (
@@ -28,8 +29,8 @@ from dinomed.isolation.images import (
     read_facts_isolated,
     read_gray_values_isolated,
     read_image_isolated,
-    read_pixel_spacing_isolated,
     read_shown_isolated,
+    read_spacings_isolated,
 )
 from dinomed.metrics.uncertainty.abstention import AbstentionRule
 from dinomed.video.facts import container_of
@@ -76,8 +77,7 @@ class Picture:
         shown: uint8 (H, W, 3), for display.
         pixels: as `Preprocessing.read` returns them.
         sha256: hash of the file.
-        spacing_mm: distance of neighbouring rows and columns of the frame in the patient, or None if the file does not
-            state it.
+        spacings: pixel spacing of the frame, and ultrasound regions, or None if the file is no DICOM.
         frame: number of the frame, from 0.
         frames: number of frames of the file.
         seconds: time of the frame, or None if the file states no rate.
@@ -91,7 +91,7 @@ class Picture:
     shown: np.ndarray
     pixels: np.ndarray
     sha256: str
-    spacing_mm: tuple[float, float] | None = None
+    spacings: FrameSpacings | None = None
     frame: int = 0
     frames: int = 1
     seconds: float | None = None
@@ -99,6 +99,32 @@ class Picture:
     separate_channels: bool = False
     problem: str | None = None
     unmasked: np.ndarray | None = None
+
+    @property
+    def by_region(self) -> bool:
+        """Whether the spacing holds in ultrasound regions only, so that it depends on the mask that is measured."""
+        return self.spacings is not None and self.spacings.stated() is None and bool(self.spacings.regions)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float] | None:
+        """Distance of neighbouring rows and columns in the patient; None if the file does not state it.
+
+        In an ultrasound image it is the scale of all regions, None if they have several.
+        """
+        return spacing_in_patient(self.spacings)
+
+
+def spacing_in_patient(spacings: FrameSpacings | None, mask: np.ndarray | None = None) -> tuple[float, float] | None:
+    """Return the distance of rows and columns in the patient for a mask (H, W), by the rule of `predict`."""
+    spacing = None if spacings is None else spacings.of(0, mask)
+    return (spacing.rows_mm, spacing.columns_mm) if spacing is not None and spacing.in_patient else None
+
+
+def measured_mask(mask: np.ndarray, areas_px: list[int], spacings: FrameSpacings | None) -> dict[str, Any]:
+    """Return the numbers of a mask, bool (H, W), for the page: area, share, areas of the lesions, and spacing in mm."""
+    area = int(mask.sum())
+    spacing = spacing_in_patient(spacings, mask)
+    return {"area": area, "share": area / mask.size, "areas": areas_px, "spacing": spacing}
 
 
 @dataclass(frozen=True)
@@ -160,12 +186,10 @@ def read_picture(
                 source, channels=channels, intensity=intensity, max_pixels=MAX_PIXELS, frame=number
             )
             shown = read_shown_isolated(source, channels, intensity, MAX_PIXELS, number)
-        spacing_mm, problem = None, None
+        spacings, problem = None, None
         if is_stream or not is_video:
             with suppress(UnreadableImage):  # a damaged spacing: the picture is shown without it
-                spacing = read_pixel_spacing_isolated(path, frame)
-                if spacing is not None and spacing.in_patient:
-                    spacing_mm = spacing.rows_mm, spacing.columns_mm
+                spacings = read_spacings_isolated(path, frame)
         if is_video:
             facts, problem = _read_video_facts(path, frame)
         else:
@@ -174,7 +198,7 @@ def read_picture(
         if mask is not None:
             shown, facts = mask(shown), replace(facts, has_values=False)
         sha256, states = sha256_file(path), vars(facts)
-        return Picture(shown, pixels, sha256, spacing_mm, frame, **states, problem=problem, unmasked=unmasked), ""
+        return Picture(shown, pixels, sha256, spacings, frame, **states, problem=problem, unmasked=unmasked), ""
     except LostFrame:
         return None, message("error", text("lost_frame").format(number=frame + 1))
     except DinomedError as error:

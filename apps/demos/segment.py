@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from dinomed.adapters.tasks.areas import pixel_mm2
 from dinomed.adapters.tasks.segment.lesions import Lesion, LesionRules, field_of_view, select_lesions
 from dinomed.adapters.tasks.segment.mask_schema import LESION
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, mask_uncertainty
@@ -28,6 +29,7 @@ from dinomed.apps.demos.parts import (
     Summary,
     abstains,
     inline_map,
+    measured_mask,
     read_picture,
     show_abstention,
 )
@@ -35,6 +37,7 @@ from dinomed.apps.pages.examples import MAX_PIXELS
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.explore.live_page import encode_features
 from dinomed.explore.similarity import compact_tokens
+from dinomed.images.dicom.spacing import FrameSpacings
 from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
 KEPT_PIXELS = 2 * MAX_PIXELS  # of all visitors in total, 4 bytes per pixel
@@ -77,11 +80,12 @@ def reduce_map(probability: np.ndarray, side: int = MAP_PX) -> np.ndarray:
 class VisitedPicture:
     """The probability map of a picture, float32 (H, W); pixels outside the field of view have 0.
 
-    `map_shape` are the rows and columns of the map that the page has.
+    `map_shape` are the rows and columns of the map that the page has, `spacings` those of the picture.
     """
 
     probability: np.ndarray
     map_shape: tuple[int, ...] = (0, 0)
+    spacings: FrameSpacings | None = None
 
 
 class Recent:
@@ -195,7 +199,7 @@ class SegmentPanel(Panel):
             return {"html": f'<div class="message error">{text("not_finite")}</div>'}
         reduced = reduce_map(probability)
         return {
-            "key": self.recent.put(VisitedPicture(probability, reduced.shape)), "which": which,
+            "key": self.recent.put(VisitedPicture(probability, reduced.shape, picture.spacings)), "which": which,
             "cut": round(self.cuts[which], 3),
             "map": inline_map(probability_levels(reduced)), "exact": reduced.shape == probability.shape,
             "levels": LEVELS, "highest": highest, "html": "", "patches": self._patches(picture, answers),
@@ -244,8 +248,8 @@ class SegmentPanel(Panel):
         area = int(mask.sum())
         values = {"class": which, "regions": len(lesions), "area_px": area, "area_share": round(area / mask.size, 6)}
         size = f"{100 * area / mask.size:.1f}%"
-        if picture.spacing_mm is not None:
-            values["area_mm2"] = round(area * picture.spacing_mm[0] * picture.spacing_mm[1], 3)
+        if (pixel := pixel_mm2(picture.spacings, 0, mask)) is not None:
+            values["area_mm2"] = round(area * pixel, 3)
             size = f"{values['area_mm2']:,.1f} mm² ({size})"
         shown = f"{len(lesions)} × {which}, {size}" if lesions else text("batch_nothing")
         if self.rule is not None:
@@ -258,14 +262,14 @@ class SegmentPanel(Panel):
         """Measure the mask of full size at a threshold, and return it as a PNG in Base64 if "file" is true.
 
         Returns:
-            {"area": pixels, "share": 0 to 1, "areas": of each lesion, "file"}, or {"error"} if the map was removed.
+            {"area": pixels, "share": 0 to 1, "areas": of each lesion, "spacing": mm, of rows and columns, for this mask
+            or None, "file"}, or {"error"} if the map was removed.
         """
         visited = self.recent.get(str(request["key"]))
         if visited is None:
             return {"error": PUT_AWAY}
         mask, lesions = _final_mask(visited, request)
-        area = int(mask.sum())
-        result = {"area": area, "share": area / mask.size, "areas": [lesion.area_px for lesion in lesions]}
+        result = measured_mask(mask, [lesion.area_px for lesion in lesions], visited.spacings)
         if request.get("file"):
             data = io.BytesIO()
             Image.fromarray(mask.astype(np.uint8) * 255).save(data, "PNG")

@@ -9,7 +9,7 @@ import numpy as np
 
 from dinomed.images.decode import first_bytes, open_image
 from dinomed.images.dicom.frame_times import locate_frame
-from dinomed.images.dicom.spacing import PixelSpacing, read_pixel_spacing
+from dinomed.images.dicom.spacing import FrameSpacings, PixelSpacing, UltrasoundRegion, read_frame_spacings
 from dinomed.images.dicom.windows import GrayWindow
 from dinomed.images.frames import parse_frame
 from dinomed.images.gray_values import GrayValues, has_gray_values, read_gray_values
@@ -91,14 +91,18 @@ def read_facts_isolated(path: str | Path, frame: int, max_pixels: int) -> Pictur
     return PictureFacts(**_run("picture_facts", path, frame, max_pixels)[0])
 
 
-def read_pixel_spacing_isolated(path: str | Path, frame: int = 0) -> PixelSpacing | None:
-    """Read like `dinomed.images.dicom.spacing.read_pixel_spacing`, in a decoding process with limits.
+def read_spacings_isolated(path: str | Path, frame: int = 0) -> FrameSpacings | None:
+    """Read like `dinomed.images.dicom.spacing.read_frame_spacings`, of one frame, in a decoding process with limits.
 
     Raises:
-        UnreadableImage: as `read_pixel_spacing`, or the file exceeds a limit.
+        UnreadableImage: as `read_frame_spacings`, or the file exceeds a limit.
     """
-    plane, spacing = _run("pixel_spacing", path, frame)
-    return PixelSpacing(float(spacing[0]), float(spacing[1]), plane) if plane else None
+    content = _run("frame_spacings", path, frame)[0]
+    if content is None:
+        return None
+    spacing = None if content["spacing"] is None else PixelSpacing(**content["spacing"])
+    regions = [UltrasoundRegion(tuple(box), scale and tuple(scale)) for box, scale in content["regions"]]
+    return FrameSpacings([spacing], regions)
 
 
 def _decodes_itself(path: str | Path) -> bool:
@@ -153,9 +157,11 @@ def picture_facts(path: str, frame: int, max_pixels: int) -> tuple[dict[str, Any
     return asdict(PictureFacts(frames, seconds, has_gray_values(path, max_pixels), separate)), np.zeros(0)
 
 
-def pixel_spacing(path: str, frame: int) -> tuple[str | None, np.ndarray]:
-    """Read where the pixel spacing of a frame holds, and the spacing, float64 (2,); None and (0,) without one."""
-    spacing = read_pixel_spacing(path, frame)
-    if spacing is None:
+def frame_spacings(path: str, frame: int) -> tuple[dict[str, Any] | None, np.ndarray]:
+    """Read the spacing of a frame and the ultrasound regions as a dictionary; for the decoding process."""
+    spacings = read_frame_spacings(path)
+    if spacings is None:
         return None, np.zeros(0)
-    return spacing.plane, np.array([spacing.rows_mm, spacing.columns_mm])
+    stated = spacings.stated(frame)
+    regions = [(region.box, region.scale) for region in spacings.regions]
+    return {"spacing": None if stated is None else asdict(stated), "regions": regions}, np.zeros(0)

@@ -16,7 +16,9 @@ PIXELS[80:160, 100:220] = 51  # a dark lesion (0.8)
 AREA = 80 * 120
 
 
-def write_dicom(path: Path, pixels: np.ndarray, spacing: list[float] | None = None) -> None:
+def write_dicom(
+    path: Path, pixels: np.ndarray, spacing: list[float] | None = None, regions: list[pydicom.Dataset] | None = None
+) -> None:
     data = pydicom.Dataset()
     data.file_meta = pydicom.dataset.FileMetaDataset()
     data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -29,6 +31,8 @@ def write_dicom(path: Path, pixels: np.ndarray, spacing: list[float] | None = No
     data.HighBit, data.PixelRepresentation = 7, 0
     if spacing is not None:
         data.PixelSpacing = spacing
+    if regions is not None:
+        data.SequenceOfUltrasoundRegions = regions
     data.PixelData = pixels.tobytes()
     data.save_as(path, enforce_file_format=True)
 
@@ -43,6 +47,32 @@ def test_dicom_tiff_and_files_without_a_suffix_are_opened(visit, tmp_path: Path)
         visit.wait_for_area(AREA)
         assert visit.page.locator(".message.error").count() == 0
     assert "DOE" not in visit.page.content()
+
+
+def region(left: int, right: int, mm: float) -> pydicom.Dataset:
+    """An ultrasound region of some columns, with square pixels."""
+    item = pydicom.Dataset()
+    item.RegionSpatialFormat, item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = 1, 3, 3
+    item.RegionLocationMinX0, item.RegionLocationMaxX1 = left, right
+    item.RegionLocationMinY0, item.RegionLocationMaxY1 = 0, len(PIXELS) - 1
+    item.PhysicalDeltaX = item.PhysicalDeltaY = mm / 10  # cm
+    return item
+
+
+def test_an_ultrasound_has_millimetres_where_the_outline_is_in_regions_of_one_scale(visit, tmp_path: Path) -> None:
+    card = visit.page.locator("#area-mm-card")
+    write_dicom(tmp_path / "inside.dcm", PIXELS, regions=[region(50, 250, 0.1), region(251, 319, 0.3)])
+    visit.upload(tmp_path / "inside.dcm")
+    visit.wait_for_area(AREA)
+    card.wait_for(state="visible")
+    assert visit.text("area-mm") == f"{AREA * 0.01:.1f}"
+    visit.page.locator("#diameter", has_text="mm").wait_for()
+    write_dicom(tmp_path / "outside.dcm", PIXELS, regions=[region(0, 150, 0.1)])  # the lesion is wider
+    visit.upload(tmp_path / "outside.dcm")
+    visit.wait_for_area(AREA)
+    visit.page.wait_for_timeout(1500)  # the answer about the spacing
+    assert card.is_hidden()
+    visit.page.locator("#diameter", has_text="px").wait_for()
 
 
 def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file_does(visit, tmp_path: Path) -> None:

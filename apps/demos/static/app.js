@@ -108,7 +108,8 @@ async function ask(panels) {
     if (!current || answer.id !== current.id) return;
     picture.preview = answer.preview;
     picture.size = answer.size;
-    picture.spacing = answer.spacing;
+    picture.byRegion = answer.by_region; // then the server knows the spacing of a mask
+    picture.spacing = answer.by_region ? null : answer.spacing;
     viewer.show(image, answer.size, answer.spacing, picture.view);
     app.dataset.state = "shown";
     showFrames(picture, answer);

@@ -50,6 +50,8 @@ function outline() {
   const areas = map.regions.map((region) => region.area * pixelArea);
   picture.regions = map.regions;
   picture.outlined = (picture.outlined || 0) + 1;
+  const asks = !picture.exact || (picture.byRegion && !picture.isMeasured);
+  if (picture.byRegion && !picture.isMeasured) picture.spacing = null;
   showMeasures(picture, areas, !picture.exact);
   const message = get("#panel-segment .dm-result");
   message.innerHTML = "";
@@ -65,7 +67,7 @@ function outline() {
   describe();
   measureShape();
   clearTimeout(measuring);
-  if (!picture.exact && areas.length) measuring = setTimeout(measure, 300);
+  if (asks && areas.length) measuring = setTimeout(measure, 300);
 }
 
 let measuring = 0;
@@ -85,7 +87,13 @@ async function measure(file = false) {
     get("#panel-segment .dm-result").innerHTML = answer.error;
     return null;
   }
-  if (outlined === picture.outlined && answer.areas) showMeasures(picture, answer.areas, false);
+  if (outlined === picture.outlined && answer.areas) {
+    if (picture.byRegion && !picture.isMeasured) {
+      picture.spacing = answer.spacing;
+      measureShape();
+    }
+    showMeasures(picture, answer.areas, false);
+  }
   return answer;
 }
 

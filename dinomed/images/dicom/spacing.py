@@ -66,7 +66,12 @@ class FrameSpacings:
     """
 
     def __init__(self, frames: Sequence[PixelSpacing | None], regions: Sequence[UltrasoundRegion] = ()) -> None:
-        self._frames, self._regions = frames, regions
+        self._frames, self.regions = frames, regions
+
+    def stated(self, frame: int = 0) -> PixelSpacing | None:
+        """Return the spacing of a frame without the ultrasound regions, None if it is not known."""
+        number = 0 if len(self._frames) == 1 else frame
+        return self._frames[number] if number < len(self._frames) else None
 
     def of(self, frame: int = 0, inside: np.ndarray | None = None) -> PixelSpacing | None:
         """Return the spacing of a frame, None if it is not known.
@@ -76,21 +81,20 @@ class FrameSpacings:
             inside: mask (H, W) of the measured pixels. In an image with regions, all of them must lie in regions of one
                 scale; else the spacing is not known. An empty mask has the scale of any region.
         """
-        number = 0 if len(self._frames) == 1 else frame
-        spacing = self._frames[number] if number < len(self._frames) else None
-        if spacing is not None or not self._regions:
+        spacing = self.stated(frame)
+        if spacing is not None or not self.regions:
             return spacing
         if inside is None:
-            return _common_scale(self._regions)
+            return _common_scale(self.regions)
         outside, touched = inside.astype(bool), list[UltrasoundRegion]()
-        for region in self._regions:
+        for region in self.regions:
             left, top, right, bottom = region.box
             if inside[top : bottom + 1, left : right + 1].any():
                 touched.append(region)
                 outside[top : bottom + 1, left : right + 1] = False
         if outside.any():
             return None
-        return _common_scale(touched or [region for region in self._regions if region.scale is not None][:1])
+        return _common_scale(touched or [region for region in self.regions if region.scale is not None][:1])
 
 
 def read_pixel_spacing(path: str | Path, frame: int = 0) -> PixelSpacing | None:

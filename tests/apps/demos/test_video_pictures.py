@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from dinomed.adapters.tasks.areas import pixel_mm2
 from dinomed.apps.demos.page import BAD_REQUEST, App
-from dinomed.apps.demos.parts import read_picture
+from dinomed.apps.demos.parts import measured_mask, read_picture
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.images import frames
+from dinomed.images.dicom.spacing import read_frame_spacings
 from dinomed.video.facts import VideoFrame
 from dinomed.video.packets import MAX_FRAMES
 from dinomed.video.video import LostFrame, Video
@@ -53,6 +55,34 @@ def test_each_frame_of_a_dicom_file_has_its_own_spacing(tmp_path: Path) -> None:
     path = str(write_dicom(tmp_path / "image", frames, PerFrameFunctionalGroupsSequence=groups))
     shown = [read_picture(path, None, number)[0] for number in range(3)]
     assert [None if picture is None else picture.spacing_mm for picture in shown] == [(0.5, 0.25), (2, 1), None]
+
+
+def region(left: int, right: int, mm: float) -> Dataset:
+    """An ultrasound region of some columns of a picture of 32 rows."""
+    item = Dataset()
+    item.RegionSpatialFormat, item.PhysicalUnitsXDirection, item.PhysicalUnitsYDirection = 1, 3, 3
+    item.RegionLocationMinX0, item.RegionLocationMaxX1 = left, right
+    item.RegionLocationMinY0, item.RegionLocationMaxY1 = 0, 31
+    item.PhysicalDeltaX, item.PhysicalDeltaY = mm / 10, mm / 20  # cm
+    return item
+
+
+def test_the_spacing_of_a_mask_in_an_ultrasound_is_that_of_predict(tmp_path: Path) -> None:
+    frames = [np.zeros((32, 48), np.uint8)] * 2
+    several, plain = [region(0, 15, 1.0), region(16, 31, 2.0)], [region(0, 15, 1.0)]
+    masks = np.zeros((4, 32, 48), bool)
+    for mask, columns in zip(masks, (slice(2, 8), slice(18, 30), slice(10, 20), slice(40, 44)), strict=True):
+        mask[3:9, columns] = True
+    for regions, expected in ((several, [(0.5, 1), (1, 2), None, None]), (plain, [(0.5, 1), None, None, None])):
+        path = str(write_dicom(tmp_path / "image", frames, SequenceOfUltrasoundRegions=regions))
+        picture, reason = read_picture(path, None, 1)
+        assert picture is not None, reason
+        assert picture.by_region
+        assert picture.spacing_mm == (None if regions is several else (0.5, 1))  # of the scale bar
+        spacings = [measured_mask(mask, [int(mask.sum())], picture.spacings)["spacing"] for mask in masks]
+        assert spacings == expected
+        areas = [pixel_mm2(read_frame_spacings(path), 1, mask) for mask in masks]
+        assert areas == [None if spacing is None else spacing[0] * spacing[1] for spacing in spacings]
 
 
 def test_a_backbone_reads_a_frame_with_its_number_of_channels(tmp_path: Path) -> None:
