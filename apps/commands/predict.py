@@ -1,5 +1,6 @@
 """`dinomed predict`: masks, depth maps or probabilities of new images and videos."""
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,20 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from dinomed.apps.options import Device, Json, MaskText, Output, Overwrite, Quiet
+
+_ROWS = {
+    "output": "folder",
+    "table": "table of predictions",
+    "images": "predicted images",
+    "groups": "predicted groups",
+    "kept": "of these, predicted by an earlier, interrupted call",
+    "unreadable": "images without a prediction",
+    "volumes": "table of volumes",
+    "sheet": "contact sheet",
+    "abstained": "predictions marked as abstained",
+    "abstention": "rule of abstention",
+}
+"""Entries of the report in words."""
 
 
 def predict(
@@ -150,7 +165,8 @@ def predict(
     if (rule := done.rule) is not None:
         kind = "group" if unit == "group" else "image"
         report |= {"abstained": done.abstained, "abstention": rule.describe(kind, kind)}
-    emit(report | {"note": RESEARCH_USE}, as_json)
+    report |= {"note": RESEARCH_USE}
+    emit(report, as_json, None if as_json else build_table(("", ""), list(_named_rows(report))))
     print_end([done.folder, done.sheet], following, as_json=as_json)
     if done.unreadable:
         first, reason = done.unreadable[0]
@@ -158,3 +174,12 @@ def predict(
             f"{len(done.unreadable)} images have no prediction, listed in {done.folder / FAILED_FILE} "
             f"(the first: {first}: {reason}); the other {done.images} are done"
         )
+
+
+def _named_rows(report: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield a name in words and a value for each entry of a report."""
+    for key, value in report.items():
+        if key == "masked_text":
+            yield "images with masked text", value["images_with_text"]
+        elif key != "kept" or value:
+            yield _ROWS.get(key, key), value

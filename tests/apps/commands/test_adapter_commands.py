@@ -1,6 +1,7 @@
 """The commands features, probe, train, evaluate and predict: output, exit codes and preserved files."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -123,15 +124,27 @@ def test_predict_accepts_paths_in_the_current_folder(
 def test_predict_resumes_after_an_interruption(
     user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ("predict", user_folder / "seg", user_folder / "lesions" / "images", "-o", tmp_path / "out", "--json")
-    with monkeypatch.context() as patch:
-        patch.setattr("dinomed.adapters.inference.folder.write_csv", _interrupt)
-        assert run(*options)[0] == 130
-    code, out, err = run(*options)
+    source = user_folder / "lesions" / "images"
+    for form in ("--json", "--names"):
+        options = ("predict", user_folder / "seg", source, "-o", tmp_path / form, form)
+        with monkeypatch.context() as patch:
+            patch.setattr("dinomed.adapters.inference.folder.write_csv", _interrupt)
+            assert run(*options)[0] == 130
+        code, out, err = run(*options)
+        assert code == 0, err
+        if form == "--json":
+            report = json.loads(out)
+            assert (report["images"], report["kept"]) == (60, 60)
+            assert "not for diagnosis" in report["note"]
+        else:
+            assert re.search(r"of these, predicted by an earlier, interrupted call *│ *60 ", out)
+    code, out, err = run("predict", user_folder / "seg", source, "-o", tmp_path / "whole", "--abstain", 0.3)
     assert code == 0, err
-    report = json.loads(out)
-    assert (report["images"], report["kept"]) == (60, 60)
-    assert "not for diagnosis" in report["note"]
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert names == [
+        "folder", "table of predictions", "predicted images", "images without a prediction", "contact sheet",
+        "predictions marked as abstained", "rule of abstention", "note",
+    ]  # fmt: skip
 
 
 def _break(folder: Path, how: str) -> None:
