@@ -3,14 +3,17 @@
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.io.files import sha256_file
+from dinomed.log import logger
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
@@ -99,6 +102,27 @@ class GroupLookup:
     def is_known(self, sha256: str, group: str | None = None) -> bool:
         """Return whether the group of a query is known: it is given, or an image with the same bytes has one."""
         return group is not None or any(self._groups[row] is not None for row in self._by_content.get(sha256, ()))
+
+    def rows_of_files(self, images: Sequence[str | Path]) -> list[np.ndarray]:
+        """Return the rows of each image file, by its bytes; warn about images whose group is not known.
+
+        Raises:
+            UsageError: an image is not a file; only the bytes of a file name its group.
+        """
+        for image in images:
+            if not isinstance(image, str | Path):
+                raise UsageError(
+                    f"`exclude_same_group=True` finds the group of an image by the bytes of its file, and a "
+                    f"{type(image).__name__} has none; give the path of the image"
+                )
+        contents = [sha256_file(image) for image in images]
+        unknown = sum(not self.is_known(content) for content in contents)
+        if unknown:
+            logger.warning(
+                f"the group of {unknown} of {len(images)} images is not known, so only the image itself is left out; "
+                "search a manifest with groups (`dinomed.search`)"
+            )
+        return [self.rows(content) for content in contents]
 
     @cached_property
     def _groups(self) -> list[str | None]:

@@ -152,6 +152,7 @@ class ImageIndex:
         k: int = 10,
         *,
         where: Sequence[str] = (),
+        exclude_same_group: bool = False,
         exact: bool = False,
     ) -> list[Hit] | list[list[Hit]]:
         """Return the `k` most similar images of the index, best first.
@@ -161,23 +162,28 @@ class ImageIndex:
                 torch tensor (C, H, W). See `dinomed.images.in_memory.as_pixels`.
             k: number of results; fewer are returned if the index (after `where`) has fewer images.
             where: conditions on the manifest of the index, such as ``sex=female`` or ``age>=50``; all must be met.
+            exclude_same_group: leave out the query image itself, and images of its patient, lesion or video. The images
+                must be paths: the index knows an image, and by it the group, by the bytes of its file.
             exact: compare with every vector, even if the index is approximate (HNSW or IVF).
 
         Returns:
             A list of hits for one image; a list of such lists for a sequence.
 
         Raises:
-            UsageError: `k` below 1, a condition that no image meets, or an unsupported image.
+            UsageError: `k` below 1, a condition that no image meets, an unsupported image, or an image in memory with
+                `exclude_same_group`.
             UnreadableImage: a file cannot be read.
         """
         single = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4
         queries = [images] if single else list(images)
         allowed = choose_rows(self.vector_index.manifest, parse_conditions(where))
+        excluded = self.groups.rows_of_files(queries) if exclude_same_group else None
         results: list[list[Hit]] = []
         for pixels, _ in preprocess_batches(queries, self.backbone.preprocessing):
+            left_out = None if excluded is None else excluded[len(results) : len(results) + len(pixels)]
+            nearest = self.vector_index.nearest(self.embed(pixels), k, allowed=allowed, excluded=left_out, exact=exact)
             results += [
-                [self.hit(neighbor, rank) for rank, neighbor in enumerate(neighbors, 1)]
-                for neighbors in self.vector_index.nearest(self.embed(pixels), k, allowed=allowed, exact=exact)
+                [self.hit(neighbor, rank) for rank, neighbor in enumerate(neighbors, 1)] for neighbors in nearest
             ]
         return results[0] if single else results
 

@@ -113,6 +113,24 @@ def test_queries_that_cannot_be_compared_are_refused(made: Path) -> None:
         index.nearest(np.ones((1, 32), np.float32), 0)
 
 
+def test_a_search_in_python_leaves_out_the_group_of_a_file(
+    made: Path, lesions: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = load_index(made / "flat")
+    rows = [3, 8, 40]
+    expected = index.search_manifest(lesions.take(rows), 60, exclude_same_group=True)
+    found = index.search([lesions.path(row) for row in rows], k=60, exclude_same_group=True)
+    assert [[hit.row for hit in hits] for hits in found] == [[n.row for n in each.neighbors] for each in expected]
+    assert index.search(str(lesions.path(3)), k=60, exclude_same_group=True) == found[0]
+    assert all(hit.group != lesions.column("group")[3] for hit in found[0])
+    capsys.readouterr()
+    Image.new("RGB", (32, 32)).save(tmp_path / "new.png")
+    assert len(index.search(tmp_path / "new.png", k=120, exclude_same_group=True)) == len(index)
+    assert "the group of 1 of 1 images is not known" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="a ndarray has none; give the path of the image"):
+        index.search(read_image(lesions.path(3)), exclude_same_group=True)
+
+
 def test_images_of_the_group_of_a_query_are_left_out(made: Path, lesions: Manifest) -> None:
     image_index = load_index(made / "hnsw")
     groups = lesions.column("group")
