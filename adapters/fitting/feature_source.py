@@ -287,7 +287,8 @@ class LiveFeatureSource(FeatureSource):
         return nn.ModuleDict({"head": adapter, "backbone": self.tuned_backbone.vit})
 
     def groups(self, adapter: Adapter, config: FitConfig) -> list[ParameterGroup]:
-        return super().groups(adapter, config) + ([] if self.tuned_backbone is None else self.tuned_backbone.groups())
+        tuned = [] if self.tuned_backbone is None else self.tuned_backbone.groups(config.warmup)
+        return super().groups(adapter, config) + tuned
 
     def tuned(self) -> TunedBackbone | None:
         return None if self.tuned_backbone is None else self.tuned_backbone.freeze()

@@ -4,8 +4,9 @@ The base backbone is never changed, neither in memory nor on disk: a copy is tra
 into which LoRA adapters are merged; a bundle holds the weights that differ from the base.
 
 Learning rates: LoRA and the last block use `learning_rate`. Each earlier block uses `layer_decay` times the rate of the
-next block (Clark et al. 2020, ELECTRA; BEiT). The rates rise from 0 during the first tenth of the fit, because the head
-starts with random weights. Gradients are clipped. Stochastic depth is off.
+next block (Clark et al. 2020, ELECTRA; BEiT). The rates rise from 0 during the first tenth of the fit, or as long as
+that of the head (``fit.warmup``) if this is longer, because the head starts with random weights. Gradients are clipped.
+Stochastic depth is off.
 """
 
 from collections.abc import Sequence
@@ -74,16 +75,21 @@ class LearningBackbone(FrozenBackbone):
     def forward(self, images: Tensor, blocks: Sequence[int] = (-1,)) -> list[Tokens]:
         return self.vit.forward_blocks(images.to(self.device), blocks)
 
-    def groups(self) -> list[ParameterGroup]:
-        """Return the trained parameters with their learning rates."""
-        c = self.config
+    def groups(self, head_warmup: float = 0.0) -> list[ParameterGroup]:
+        """Return the trained parameters with their learning rates.
+
+        Args:
+            head_warmup: share of the fit in which the learning rate of the head rises; that of the backbone does not
+                end its own rise before.
+        """
+        c, warmup = self.config, max(WARMUP, head_warmup)
         if c.lora is not None:
             parameters = [p for p in self.vit.parameters() if p.requires_grad]
-            return [ParameterGroup(parameters, c.learning_rate or RATE_LORA, WARMUP, CLIP)]
+            return [ParameterGroup(parameters, c.learning_rate or RATE_LORA, warmup, CLIP)]
         rate = c.learning_rate or RATE_LAST
         return [
             ParameterGroup(
-                list(self.vit.blocks[self.top - back].parameters()), rate * c.layer_decay**back, WARMUP, CLIP
+                list(self.vit.blocks[self.top - back].parameters()), rate * c.layer_decay**back, warmup, CLIP
             )
             for back in range(c.last or 0)
         ]

@@ -18,8 +18,9 @@ from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting import head_fit
 from dinomed.adapters.fitting.config import BackboneTuneConfig
-from dinomed.adapters.fitting.optimizers import check_precision, resolve_precision
+from dinomed.adapters.fitting.optimizers import ParameterGroup, check_precision, resolve_precision
 from dinomed.adapters.fitting.tune import LearningBackbone
 from dinomed.adapters.heads.linear import LinearSegmenter
 from dinomed.adapters.inference.loader import load_adapter
@@ -72,6 +73,24 @@ def fit(place: Path, manifest: Manifest, task: str, tune: str) -> Path:
         config = build_config(CONFIGS[task], {"tune": tune, "fit": FIT, "augment": "light", **size, **scale}, "test")
         fit_head(load_backbone(place / "ssl"), manifest, folder, config, cache=place / "cache")
     return folder
+
+
+@pytest.mark.parametrize(("head", "warmup"), [("hybrid_unet", 0.3), ("linear", 0.1)])
+def test_the_backbone_warms_up_as_long_as_the_head(
+    head: str, warmup: float, place: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    groups: list[ParameterGroup] = []
+
+    def stop(*_: Any, **options: Any) -> None:
+        groups.extend(options["groups"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(head_fit, "run_epochs", stop)
+    config = SegmentConfig.model_validate({"head": {"name": head}, "tune": "last:1", "image_size": 48})
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(load_backbone(place / "ssl"), manifest, tmp_path / head, config, cache=place / "cache")
+    assert [group.warmup for group in groups] == [config.fit.warmup, warmup]
+    assert max(config.fit.warmup, 0.1) == warmup
 
 
 @pytest.mark.parametrize(("task", "tune"), CASES)
