@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ class GroupLookup:
         """Return whether the group of a query is known: it is given, or an image with the same bytes has one."""
         return group is not None or any(self._groups[row] is not None for row in self._by_content.get(sha256, ()))
 
-    def rows_of_files(self, images: Sequence[str | Path]) -> list[np.ndarray]:
+    def rows_of_files(self, images: Sequence[Any]) -> list[np.ndarray]:
         """Return the rows of each image file, by its bytes; warn about images whose group is not known.
 
         Raises:
