@@ -15,6 +15,9 @@ from dinomed.io.files import write_text
 
 SOURCES = {"same": "same source", "other": "another source"}
 METRIC = {"segment": "mean Dice", "classify": "macro AUROC"}
+DIFFERENCES = (
+    "Differences between the same images and draws, above 0 where the head is better; in parentheses as above."
+)
 Row = Mapping[str, Any]
 Cell = tuple[float, float, float, int]
 """Mean over the draws, ends of the interval, and number of draws."""
@@ -32,15 +35,16 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
         counts = sorted(
             {row["count"] for row in members}, key=lambda word: float("inf") if word == "all" else int(word)
         )
-        columns, table = build_cells(members, counts)
-        parts += [
-            heading(title),
-            *draw_curves(members, counts, task),
-            build_table(columns, table),
-            paragraph(note(task)),
-        ]
-        lines += [f"### {title}", "", "| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(line) + " |" for line in table] + ["", note(task), ""]
+        parts += [heading(title), *draw_curves(members, counts, task)]
+        lines += [f"### {title}", ""]
+        for (columns, table), text in (
+            (build_cells(members, counts), note(task)),
+            (build_differences(members, counts), DIFFERENCES),
+        ):
+            if table:
+                parts += [build_table(columns, table), paragraph(text)]
+                lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+                lines += ["| " + " | ".join(line) + " |" for line in table] + ["", text, ""]
     write_text(folder / "results.md", "\n".join(lines) + "\n")
     write_text(folder / "index.html", build_page("Label efficiency", parts))
 
@@ -79,6 +83,35 @@ def build_cells(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], 
     return columns, table
 
 
+def build_differences(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of the differences between each head and the network from scratch, over the draws
+    that both have."""
+    columns = [
+        "difference to the network from scratch",
+        *(f"{count}: {name}" for count in counts for name in SOURCES.values()),
+    ]
+    runs = {(row["head"], row["count"], row["draw"]): row for row in rows}
+    scratch = next((row["head"] for row in rows if row["head"].endswith("from scratch")), None)
+    table = []
+    for head in dict.fromkeys(row["head"] for row in rows if row["head"] != scratch):
+        line = [head]
+        for count in counts:
+            draws = [draw for name, number, draw in runs if (name, number) == (head, count)]
+            pairs = [
+                (runs[head, count, draw], runs[scratch, count, draw])
+                for draw in draws
+                if (scratch, count, draw) in runs
+            ]
+            for source in SOURCES:
+                mean, low, high, number = summarize_differences(
+                    [(ours[source], theirs[source]) for ours, theirs in pairs]
+                )
+                line.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})" if number else "")
+        if any(line[1:]):
+            table.append(line)
+    return columns, table
+
+
 def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str) -> list[str]:
     """Return the curves of each test source as SVG."""
     figures = []
@@ -103,6 +136,22 @@ def summarize(tests: Sequence[Mapping[str, Any]]) -> Cell:
     if "targets" in tests[0]:
         scores = [macro_auroc(np.array(test["targets"]), np.array(test["scores"])) for test in tests]
         return float(np.mean(scores)), min(scores), max(scores), len(scores)
-    values = np.array([test["values"] for test in tests])  # draws, images
-    low, high = interval_over_draws(values, tests[0]["groups"])
+    return _over_draws(np.array([test["values"] for test in tests]), tests[0]["groups"])
+
+
+def summarize_differences(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Cell:
+    """Return the mean difference between the two of each draw with its interval, image by image where images have
+    scores."""
+    if not pairs:
+        return float("nan"), float("nan"), float("nan"), 0
+    if "targets" in pairs[0][0]:
+        scores = [summarize([first])[0] - summarize([second])[0] for first, second in pairs]
+        return float(np.mean(scores)), min(scores), max(scores), len(scores)
+    values = np.array([np.subtract(first["values"], second["values"]) for first, second in pairs])
+    return _over_draws(values, pairs[0][0]["groups"])
+
+
+def _over_draws(values: np.ndarray, groups: Sequence[str]) -> Cell:
+    """Return the mean of values (draws, images) with its interval."""
+    low, high = interval_over_draws(values, groups)
     return float(values.mean()), low, high, len(values)

@@ -38,6 +38,28 @@ def test_no_test_group_is_drawn_and_the_other_source_is_never_trained_on(bench: 
         bench.split_sources(read_manifest(two_sites), "site=c", None, 8)
 
 
+def row_of(head: str, draw: int, values: list[float]) -> dict[str, object]:
+    test = {"values": values, "groups": ["a", "a", "b", "c"]}
+    return {"head": head, "count": "25", "draw": draw, "same": test, "other": test, "spent": {"fit": 1.0}}
+
+
+def test_differences_are_those_of_the_same_images_in_draws_that_both_have(
+    bench: ModuleType, script: Callable[[str], ModuleType]
+) -> None:
+    report, scratch = script("label_efficiency_report"), bench.SCRATCH["segment"]
+    rows = [
+        row_of("linear", 0, [0.2, 0.4, 0.6, 0.8]),
+        row_of("linear", 1, [0.9, 0.9, 0.9, 0.9]),  # no network from scratch has this draw
+        row_of(scratch, 0, [0.1, 0.3, 0.5, 0.7]),
+        row_of("other", 2, [0.5, 0.5, 0.5, 0.5]),
+    ]
+    columns, table = report.build_differences(rows, ["25"])
+    assert len(columns) == 3
+    # 0.1 better in each image, so the interval has no width, though the images differ by 0.6
+    assert table == [["linear", "+0.100 (+0.100 to +0.100)", "+0.100 (+0.100 to +0.100)"]]
+    assert report.build_differences(rows[:2], ["25"])[1] == []
+
+
 @pytest.mark.long
 def test_runs_keep_their_time_are_resumed_and_give_a_table_and_a_page(
     bench: ModuleType, two_sites: Path, tiny_backbone: Path, tmp_path: Path
