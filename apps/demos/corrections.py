@@ -164,6 +164,8 @@ def apply_edits(mask: np.ndarray, runs: Sequence[int], shape: tuple[int, int]) -
     starts, ends, values = table.T
     if starts.min() < 0 or ends.max() > count or (starts >= ends).any() or not np.isin(values, (SET, CLEARED)).all():
         raise ValueError("edits out of range")
+    if (starts[1:] < ends[:-1]).any():  # many long runs would take minutes
+        raise ValueError("edits that are not one after the other")
     edits = np.zeros(count, np.uint8)
     for start, end, value in table:
         edits[start:end] = value

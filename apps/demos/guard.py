@@ -28,8 +28,15 @@ MAX_BODY_BYTES = MIB  # of other requests
 UPLOAD_S = 300  # longest time of an upload
 LOGIN_DELAY_S, MAX_LOGIN_DELAY_S = 0.5, 30.0  # after a wrong password; doubled with each further one
 MAX_CLIENTS = 1024
-REFUSALS = (AttributeError, LookupError, TypeError, ValueError)
+LEAST_FILE_BYTES = MIB // 16  # that a file counts, so that many small ones are bounded too
+REFUSALS = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
 """Errors on the values of a request that the page would not send."""
+PAGES = (
+    "/", "/config", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json",
+    "/gradio_api/upload", "/gradio_api/component_server", "/gradio_api/startup-events",
+)  # fmt: skip
+PARTS = ("/assets/", "/static/")
+"""What the page asks for. Gradio serves more, such as uploads by their paths, its queue and descriptions of itself."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Gradio needs scripts inside its page, and builds functions from text; everything stays on the server's own origin.
 CONTENT_SECURITY = (
@@ -110,21 +117,24 @@ class Guard:
 
     def _check(self, scope: Scope) -> PlainTextResponse | None:
         """Return the answer to a request that is refused."""
-        headers = Headers(scope=scope)
+        headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if not self._is_known(host):
+        forwarded = headers.get("x-forwarded-host")  # of a proxy; Gradio makes addresses of it
+        if not self._is_known(host) or (forwarded is not None and not self._is_known(forwarded)):
             return PlainTextResponse("This server is not known under the name in the request.", 403)
         origin = headers.get("origin")
         method = scope.get("method", "GET")
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or (method not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
             return PlainTextResponse("Requests of other web sites are refused.", 403)
+        if not (path in PAGES or path.rstrip("/") in PAGES or path.startswith(PARTS)):
+            return PlainTextResponse("There is nothing at this address.", 404)
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
         length = headers.get("content-length", "")
-        if not length.isdecimal() or len(length) > 18:
+        if not length.isdecimal() or len(length) > 18 or "transfer-encoding" in headers:  # this one would prevail
             return PlainTextResponse("The request must state its length.", 411)
-        upload = scope["path"].rstrip("/").endswith("/upload")
+        upload = path.rstrip("/").endswith("/upload")
         if int(length) > (MAX_UPLOAD_BYTES + MIB if upload else MAX_BODY_BYTES):
             return PlainTextResponse("The file or request exceeds its maximum allowed size.", 413)
         return None
@@ -242,12 +252,12 @@ class UploadAnswer:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Return the size of all files in a folder; files and folders that disappear meanwhile are left out."""
+    """Return the size of all files in a folder, each at least `LEAST_FILE_BYTES`; what disappears is left out."""
     total = 0
     for parent, _, names in os.walk(folder):  # unlike rglob it does not raise if a folder disappears
         for name in names:
             with suppress(OSError):
-                total += os.stat(os.path.join(parent, name)).st_size
+                total += max(LEAST_FILE_BYTES, os.stat(os.path.join(parent, name)).st_size)
     return total
 
 

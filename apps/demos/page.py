@@ -184,7 +184,7 @@ class App:
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the answer of each panel in "panels", with facts of the picture, or {"error"} if it cannot be read."""
         wanted = request.get("panels") or [name for name, panel in self.panels.items() if panel.answers]
-        panels = [self.panels[name] for name in wanted]
+        panels = [self.panels[name] for name in dict.fromkeys(wanted)]  # each once, however often it is named
         path = self._path(request["path"])
         if path is None:
             return {"error": PUT_AWAY}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -67,6 +68,56 @@ def valid_requests(client: Client, secret: Path) -> list[Any]:
     ]
     pages = [lambda address=address: page(address) for address in ("/", "/config", *files)]
     return [*functions, *functions, join, lambda: (upload_request(encode(square(9))), None), *pages]
+
+
+FORGED = (
+    ("mask", "threshold", 10**400), ("mask", "min_share", 10**400), ("mask", "edits", [0, 10**30, 1]),
+    ("mask", "edits", [0, 4800, 1, 0, 4800, 1]), ("mask", "edits", [-5, 3, 1]), ("mask", "edits", {"a": 1}),
+    ("look", "frame", -1), ("look", "frame", 10**400), ("look", "frame", 1.5), ("look", "frame", True),
+    ("look", "panels", ["batch", "x"]), ("look", "panels", "segment"), ("look", "panels", [["segment"]]),
+    ("look", "panels", {"x": 1}), ("look", "settings", "x"), ("look", "settings", {"segment": "x"}),
+    ("look", "settings", {"segment": {"which": {}}}), ("look", "path", "\0"), ("look", "path", "a/../../../secret.txt"),
+    ("save", "decision", "../../x"), ("save", "reviewer", "\ud800"), ("batch_keep", "position", "x"),
+    ("batch_predict", "settings", []), ("batch_list", "path", ["x"]), ("batch_close", "path", "/etc/passwd"),
+    ("rank", "path", {"x": 1}), ("values", "frame", 2**63),
+)  # fmt: skip
+
+
+def test_forged_values_are_refused_in_one_line(demo) -> None:
+    client = Client(demo.address)
+    path = client.upload("image", encode(square(12)))
+    key = client.look(path)["key"]
+    log = demo.temporary.parent / "stderr.txt"
+    before = len(log.read_text())
+    valid = {
+        "key": key, "path": path, "panels": None, "settings": {"segment": {}}, "threshold": 0.5, "min_share": 0,
+        "largest_only": False, "decision": "accepted", "reviewer": "", "position": None,
+    }  # fmt: skip
+    answers = {
+        (name, field, str(value)[:20]): client.call(name, **{**valid, field: value}) for name, field, value in FORGED
+    }
+    refusal = re.compile("does not know|was removed")
+    assert {call: answer for call, answer in answers.items() if not refusal.search(answer.get("error", ""))} == {}
+    assert "could not answer" not in log.read_text()[before:]
+    assert client.look(path)["key"]
+
+
+def test_a_panel_that_is_named_often_is_computed_once(demo) -> None:
+    client = Client(demo.address)
+    path, log = client.upload("image", encode(square(12))), demo.temporary.parent / "stderr.txt"
+    before = log.read_text().count("model called")
+    assert set(client.call("look", path=path, panels=["segment"] * 50, settings={})["panels"]) == {"segment"}
+    assert log.read_text().count("model called") - before == 1
+
+
+def test_a_chunked_body_does_not_pass_a_stated_length(demo) -> None:
+    host, _, port = demo.address.removeprefix("http://").partition(":")
+    head = f"POST /gradio_api/component_server HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(
+            f"{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".encode()
+        )
+        assert connection.recv(100).startswith(b"HTTP/1.1 411")
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 9))])

@@ -152,16 +152,10 @@ def look_around(client: Client, files: list[Path]) -> bytes:
 
 
 def answers_with(words: list[str], *clients: Client) -> list[tuple[str, bytes]]:
-    """Return the words that are in the answers that visitors got, each with the start of its answer.
-
-    An answer to a request for a file may repeat the path that the visitor sent, and no other.
-    """
+    """Return the words that are in the answers that visitors got, each with the end of its answer."""
     found = []
     for client in clients:
         for answer in client.answers:
-            body = answer.partition(b"\n\n")[2]
-            if body.startswith(b'{"detail":"File not allowed') or body.startswith(b'{"detail":"File not found'):
-                continue
             found += [(word, answer[-300:]) for word in words if any(holds(part, word) for part in packed_in([answer]))]
     return found
 

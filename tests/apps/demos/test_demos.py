@@ -13,7 +13,7 @@ from PIL import Image
 
 from dinomed.apps import cli
 from dinomed.apps.demos import serve
-from dinomed.apps.demos.guard import folder_bytes
+from dinomed.apps.demos.guard import LEAST_FILE_BYTES, folder_bytes
 from dinomed.apps.demos.launch import NUM_EXAMPLES, choose_examples
 from dinomed.apps.demos.segment import Recent, VisitedPicture
 from dinomed.apps.demos.serve import private_environment
@@ -266,6 +266,6 @@ def test_a_folder_that_disappears_while_uploads_are_counted_or_swept_is_left_out
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", scan_after_another_thread)
-    assert folder_bytes(tmp_path) == 5
+    assert folder_bytes(tmp_path) == LEAST_FILE_BYTES
     serve.sweep_uploads(tmp_path, -1)
     assert not (tmp_path / "kept" / "image").exists()

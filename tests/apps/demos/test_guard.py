@@ -80,7 +80,30 @@ def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str)
     assert server.ask("/gradio_api/upload", "POST", content_length="5", **same_origin) == 200
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+def test_a_name_that_a_proxy_forwards_is_checked_too(tmp_path: Path) -> None:
+    server = Server(tmp_path, host="0.0.0.0", more=("demo.clinic.example",))
+    assert server.ask(x_forwarded_host="evil.example") == 403
+    assert server.ask(x_forwarded_host="evil.example, demo.clinic.example") == 403
+    assert server.reached == 0
+    assert server.ask(x_forwarded_host="demo.clinic.example:443") == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=/etc/passwd", "/gradio_api/queue/data", "/gradio_api/info", "/openapi.json", "/monitoring",
+        "/gradio_api/uploads", "/static", "//", "/config/x", "*", "",
+    ],
+)  # fmt: skip
+def test_only_what_the_page_asks_for_is_answered(tmp_path: Path, path: str) -> None:
+    server = Server(tmp_path)
+    assert server.ask(path) == server.ask(path, "POST", content_length="5") == 404
+    assert server.reached == 0
+    assert server.ask("/gradio_api/component_server/", "POST", content_length="5") == 200
+    assert server.ask("/assets/index-x.js") == server.ask("/", "HEAD") == 200
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/component_server"])
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
@@ -109,11 +132,13 @@ def test_bodies_state_their_length_and_are_bounded(tmp_path: Path) -> None:
     assert server.ask("/gradio_api/upload", "POST", content_length="1e3") == 411
     assert server.ask("/gradio_api/upload", "POST", content_length=str(70 * MIB)) == 413
     assert server.ask("/gradio_api/component_server", "POST", content_length=str(2 * MIB)) == 413
+    assert server.ask("/gradio_api/component_server", "POST", content_length="5", transfer_encoding="chunked") == 411
     assert server.reached == 0
 
 
 def test_all_uploads_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MAX_UPLOADS_BYTES", 1000)
+    monkeypatch.setattr(guard, "LEAST_FILE_BYTES", 100)
     server = Server(tmp_path)
     (tmp_path / "hash").mkdir()
     (tmp_path / "hash" / "image").write_bytes(bytes(600))
@@ -121,6 +146,10 @@ def test_all_uploads_together_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     assert server.ask("/gradio_api/upload", "POST", content_length="500") == 503
     server.guard.upload_bytes = 300  # of another upload in progress
     assert server.ask("/gradio_api/upload", "POST", content_length="300") == 503
+    server.guard.upload_bytes = 0
+    for number in range(5):
+        (tmp_path / "hash" / str(number)).write_bytes(b"small")
+    assert server.ask("/gradio_api/upload", "POST", content_length="5") == 503
 
 
 def test_an_upload_is_answered_with_its_name_and_no_folder_of_the_server(tmp_path: Path) -> None:
