@@ -287,8 +287,7 @@ class LiveFeatureSource(FeatureSource):
         return nn.ModuleDict({"head": adapter, "backbone": self.tuned_backbone.vit})
 
     def groups(self, adapter: Adapter, config: FitConfig) -> list[ParameterGroup]:
-        tuned = [] if self.tuned_backbone is None else self.tuned_backbone.groups(config.warmup)
-        return super().groups(adapter, config) + tuned
+        return super().groups(adapter, config) + (tuned.groups(config.warmup) if (tuned := self.tuned_backbone) else [])
 
     def tuned(self) -> TunedBackbone | None:
         return None if self.tuned_backbone is None else self.tuned_backbone.freeze()
