@@ -10,7 +10,7 @@ from dinomed.adapters.retrieval.search import ImageIndex
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassProbabilities
 from dinomed.apps.demos.look import text
 from dinomed.apps.demos.page import Panel
-from dinomed.apps.demos.parts import Picture, Summary, abstains, show_abstention
+from dinomed.apps.demos.parts import Picture, Summary, abstains, name_abstention, show_abstention
 from dinomed.apps.demos.retrieve import show_cases, similar
 from dinomed.metrics.uncertainty.abstention import AbstentionRule
 
@@ -65,9 +65,8 @@ class ClassifyPanel(Panel):
             values["prediction_set"] = "|".join(probabilities.prediction_set)
         shown = self.predictor.describe(row)
         if self.rule is not None:
-            abstained = abstains(self.rule, probabilities.confidence)
-            values["abstained"] = "yes" if abstained else "no"
-            shown = f"{text('abstained')} ({shown})" if abstained else shown
+            values["abstained"] = "yes" if abstains(self.rule, probabilities.confidence) else "no"
+            shown = name_abstention(self.rule, probabilities.confidence, shown)
         return Summary(shown, values, 1 - probabilities.confidence)
 
 

@@ -66,6 +66,14 @@ def show_abstention(name: str, rule: AbstentionRule, confidence: float, note: st
     return f'<div class="message uncertain" id="{name}">{html.escape(shown)}</div>'
 
 
+def name_abstention(rule: AbstentionRule, confidence: float, shown: str) -> str:
+    """Return the result of a picture of a batch in words, with the reason if the model abstains on it."""
+    if not abstains(rule, confidence):
+        return shown
+    values = {"confidence": f"{confidence:.3g}", "threshold": f"{rule.threshold:.3g}", "result": shown}
+    return text("batch_abstained").format(**values)
+
+
 PUT_AWAY = message("put-away", text("mask_removed"))
 
 

@@ -30,6 +30,7 @@ from dinomed.apps.demos.parts import (
     abstains,
     inline_map,
     measured_mask,
+    name_abstention,
     read_picture,
     show_abstention,
 )
@@ -253,9 +254,8 @@ class SegmentPanel(Panel):
             size = f"{values['area_mm2']:,.1f} mm² ({size})"
         shown = f"{len(lesions)} × {which}, {size}" if lesions else text("batch_nothing")
         if self.rule is not None:
-            abstained = abstains(self.rule, self._confidence(answers))
-            values["abstained"] = "yes" if abstained else "no"
-            shown = f"{text('abstained')} ({shown})" if abstained else shown
+            values["abstained"] = "yes" if abstains(self.rule, self._confidence(answers)) else "no"
+            shown = name_abstention(self.rule, self._confidence(answers), shown)
         return Summary(shown, values, mask_uncertainty(probability, mask), area / mask.size, mask)
 
     def mask(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """`dinomed demo all`: one picture, a tab for each thing that is said of it."""
 
+import csv
+import io
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,25 @@ def test_the_tab_segment_abstains_on_an_unlike_image_and_answers_for_a_like_one(
     visit.wait_for_answer()
     visit.page.wait_for_selector("#measures:visible, .no-lesion:visible")
     assert visit.page.locator("#mask-abstained, .dm-unlike:visible").count() == 0
+
+
+def test_a_batch_explains_each_file_that_is_unreadable_or_abstained(visit, made: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    tab(visit, "Batch")
+    visit.page.set_input_files("#batch-files", [str(tmp_path / "a.png"), str(tmp_path / "b.png")])
+    visit.page.wait_for_function("document.querySelector('#batch-status').innerText === '2 of 2 done.'")
+    shown, threshold = visit.page.inner_text("#batch-list li"), load_adapter(made / "seg").abstention
+    assert f" is below {threshold.at_coverage(1 - ABSTAINED).threshold:.3g} (" in shown
+    assert "Unlike the training images" in shown
+    assert visit.page.inner_text("#batch-errors li").startswith("Image 2This file cannot be read as a picture: ")
+    with visit.page.expect_download() as taken:
+        visit.page.locator("#batch-download").click()
+    with zipfile.ZipFile(taken.value.path()) as results, results.open("results.csv") as file:
+        abstained, unreadable = csv.DictReader(io.TextIOWrapper(file, "utf-8"))
+    assert abstained["abstained (segment)"] == "yes"
+    assert abstained["abstained (classify)"] in ("yes", "no")
+    assert "cannot be read" in unreadable["error"]
 
 
 @pytest.mark.long

@@ -177,7 +177,11 @@ def _encode(results: Sequence[PanelResult], summaries: Mapping[str, Summary]) ->
     values: dict[str, Any] = {}
     orders: dict[str, float] = {}
     for name, summary in summaries.items():
-        values |= summary.values
+        several = sum("abstained" in each.values for each in summaries.values()) > 1
+        stated = dict(summary.values)
+        if several and "abstained" in stated:
+            stated[f"abstained ({name})"] = stated.pop("abstained")
+        values |= stated
         if summary.uncertainty is not None:
             orders[f"uncertainty{name}"] = summary.uncertainty
             values[f"uncertainty ({name})"] = round(summary.uncertainty, 4)

@@ -203,7 +203,16 @@ async function decide(decision) {
   showTools();
 }
 
+/** Put the tools directly below the viewer on a narrow screen, and else below the results; the keyboard follows. */
+function placeTools(narrow) {
+  const tools = get(".dm-correct"), body = tools.parentElement;
+  if (narrow) body.prepend(tools); else body.append(tools);
+}
+
 if (get(".dm-correct")) {
+  const narrow = matchMedia("(max-width: 860px)");
+  placeTools(narrow.matches);
+  narrow.addEventListener("change", () => placeTools(narrow.matches));
   get("input[type=file]").multiple = true;
   for (const button of all("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
   for (const button of all("[data-decision]")) button.addEventListener("click", () => decide(button.dataset.decision));
