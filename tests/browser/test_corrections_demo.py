@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -303,13 +304,12 @@ def test_a_tap_adds_similar_patches(browser: Any, demo: Any, tmp_path: Path) -> 
         page.wait_for_selector(".dm-app[data-ready]")
         page.set_input_files("#picture input[type=file]", str(tmp_path / "squares.png"))
         page.wait_for_selector("#measures:visible")
+        places = [page.locator(name) for name in ("#picture", ".dm-state", ".dm-correct", "#threshold")]
+        assert (tops := [place.bounding_box()["y"] for place in places]) == sorted(tops)  # tools below the viewer
         before = page.inner_text("#area-px")
         page.locator("[data-tool=grow]").tap()
         page.locator(".dm-stage").scroll_into_view_if_needed()
-        box = page.locator(".dm-stage").bounding_box()
-        scale = min(box["width"], box["height"]) / SIDE
-        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-        page.touchscreen.tap(middle[0] + 16 * scale, middle[1] - 16 * scale)
+        page.touchscreen.tap(*on_page(SimpleNamespace(page=page), SIDE / 2 + 16, SIDE / 2 - 16))
         page.wait_for_function("text => document.querySelector('#area-px').textContent !== text", arg=before)
         assert int(page.inner_text("#area-px").replace(",", "")) > int(before.replace(",", "")) + 800
     finally:

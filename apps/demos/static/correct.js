@@ -203,10 +203,18 @@ async function decide(decision) {
   showTools();
 }
 
-/** Put the tools directly below the viewer on a narrow screen, and else below the results; the keyboard follows. */
+/**
+ * Put the tools directly below the viewer on a narrow screen, and else below the results; the keyboard follows. What is
+ * said of abstention stays before them.
+ */
 function placeTools(narrow) {
-  const tools = get(".dm-correct"), body = tools.parentElement;
-  if (narrow) body.prepend(tools); else body.append(tools);
+  const tools = get(".dm-correct"), body = tools.parentElement, state = body.querySelector(".dm-state");
+  if (narrow) {
+    body.prepend(state, tools);
+  } else {
+    get("#largest").closest(".dm-check").after(state);
+    body.append(tools);
+  }
 }
 
 if (get(".dm-correct")) {
