@@ -55,15 +55,15 @@ def test_steps_fill_the_minutes_and_nothing_is_done_twice(
     words = ["--data", str(lesion_manifest), "-o", str(tmp_path), "--variants", "base", "muon", "--minutes", "2"]
     words += ["--masks", "25"]
     search_module.main(words)
-    assert [steps for steps, _ in calls] == [4, 12, 240, 4, 12, 240]
+    assert [steps for steps, _ in calls] == [2, 4, 16, 240, 2, 4, 16, 240]
     table = (tmp_path / "val.md").read_text()
     search_module.main(words)
-    assert len(calls) == 6
+    assert len(calls) == 8
     assert (tmp_path / "val.md").read_text() == table
     search_module.main([*words, "--scaling", "1,2"])
-    assert [steps for steps, _ in calls[6:]] == [120, 120]
+    assert [steps for steps, _ in calls[8:]] == [120, 120]
     search_module.main([*words, "--test"])
-    assert len(calls) == 8  # the finished runs are judged
+    assert len(calls) == 10  # the finished runs are judged
     assert (tmp_path / "test.md").read_text().count("\n") == 2 + 3 - 1  # base is the best: it has one row
 
 
@@ -75,7 +75,7 @@ def test_an_interrupted_run_continues_and_its_time_counts(
     def train(config: Any, data: Path, out: Path, *, resume: bool = False, **_: Any) -> None:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         clock.now += config.run.steps
-        if config.run.steps > 12:
+        if config.run.steps > 16:  # no timed run
             resumes.append(resume)
             if not resume:
                 raise SystemExit(143)
