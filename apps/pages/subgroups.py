@@ -63,7 +63,8 @@ def largest_odds_gap(comparison: Mapping[str, Any]) -> tuple[Any, ...] | None:
 def too_small_lines(comparison: Mapping[str, Any], subgroups: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return lines about the subgroups that are too small to judge, and the rule; empty if all are judged.
 
-    If fewer than two subgroups are large enough, one line has their numbers of groups and the number that is needed.
+    If fewer than two subgroups are large enough, one line has their numbers of groups and the number that is needed. If
+    there is only one subgroup, the line says so.
 
     Args:
         comparison: the entry of ``gaps`` in a report.
@@ -71,6 +72,11 @@ def too_small_lines(comparison: Mapping[str, Any], subgroups: Sequence[Mapping[s
     """
     small = comparison["too_small"]
     sizes = {row["value"]: row["groups"] for row in subgroups if row["value"] != UNKNOWN}
+    if len(sizes) == 1:
+        return [
+            f"no subgroups are compared: {next(iter(sizes))} is the only one, and at least two with "
+            f"{MIN_GROUPS} groups each (patients, lesions or videos) are needed"
+        ]
     if small and len(sizes) - len(small) < 2:
         counts = ", ".join(f"{name} has {count}" for name, count in [*sizes.items()][:MAX_NAMED])
         counts += f", and {len(sizes) - MAX_NAMED} more subgroups" if len(sizes) > MAX_NAMED else ""

@@ -206,6 +206,16 @@ def test_small_subgroups_get_one_line_with_their_groups_and_no_table() -> None:
     assert f"by site: {line}" in str(tables[0].caption)
 
 
+def test_one_known_subgroup_gets_a_line() -> None:
+    manifest = build(site=["x"] * 40 + [None] * 20, group=[str(i) for i in range(60)])
+    values = EvaluatedValues(manifest, manifest.units(), {"dice": np.linspace(0.5, 0.9, 60)}, lambda rows: {})
+    summary = summarize(values, ["site"], 20)
+    assert too_small_lines(summary["gaps"]["site"], summary["subgroups"]["site"]) == [
+        "no subgroups are compared: x is the only one, and at least two with 20 groups each (patients, lesions or "
+        "videos) are needed"
+    ]
+
+
 def test_labels_that_may_occur_together_are_compared_without_their_unknown_cells(judged: EvaluatedClasses) -> None:
     rng = np.random.default_rng(1)
     targets = (rng.random((600, 2)) < 0.4).astype(float)
