@@ -13,6 +13,7 @@ import numpy as np
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError, did_you_mean
+from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import sha256_file
 from dinomed.log import logger
 
@@ -108,7 +109,8 @@ class GroupLookup:
         """Return the rows of each image file, by its bytes; warn about images whose group is not known.
 
         Raises:
-            UsageError: an image is not a file; only the bytes of a file name its group.
+            UsageError: an image is not a path; only the bytes of a file name its group.
+            UnreadableImage: a file does not exist or cannot be read.
         """
         for image in images:
             if not isinstance(image, str | Path):
@@ -116,7 +118,7 @@ class GroupLookup:
                     f"`exclude_same_group=True` finds the group of an image by the bytes of its file, and a "
                     f"{type(image).__name__} has none; give the path of the image"
                 )
-        contents = [sha256_file(image) for image in images]
+        contents = [_hash_image(image) for image in images]
         unknown = sum(not self.is_known(content) for content in contents)
         if unknown:
             logger.warning(
@@ -136,6 +138,17 @@ class GroupLookup:
     @cached_property
     def _by_content(self) -> dict[str | None, list[int]]:
         return _rows_by_value(self._manifest.column("sha256"))
+
+
+def _hash_image(path: str | Path) -> str:
+    """Return the SHA-256 of an image file in 64 hex digits; raise an `UnreadableImage` if it cannot be read."""
+    try:
+        return sha256_file(path)
+    except FileNotFoundError:
+        reason = "does not exist"
+    except OSError as error:
+        reason = "is a folder" if Path(path).is_dir() else f"cannot be read ({error.strerror})"
+    raise UnreadableImage(path, reason)
 
 
 def _rows_by_value(values: Iterable[str | None]) -> dict[str | None, list[int]]:

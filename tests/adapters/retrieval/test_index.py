@@ -15,6 +15,7 @@ from dinomed.adapters.retrieval.search import load_index
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.compute import compute_features
+from dinomed.images.decode import UnreadableImage
 from dinomed.images.read import read_image
 
 
@@ -129,6 +130,15 @@ def test_a_search_in_python_leaves_out_the_group_of_a_file(
     assert "the group of 1 of 1 images is not known" in capsys.readouterr().err
     with pytest.raises(UsageError, match="a ndarray has none; give the path of the image"):
         index.search(read_image(lesions.path(3)), exclude_same_group=True)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("missing.jpg", "does not exist"), (".", "is a folder")])
+def test_a_file_that_cannot_be_read_is_named_when_its_group_is_left_out(
+    name: str, reason: str, made: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UnreadableImage, match=reason) as error:
+        load_index(made / "flat").search(tmp_path / name, exclude_same_group=True)
+    assert str(tmp_path / name) in str(error.value)
 
 
 def test_images_of_the_group_of_a_query_are_left_out(made: Path, lesions: Manifest) -> None:
