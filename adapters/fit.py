@@ -89,7 +89,8 @@ def fit_head(
     with open_output(out, config, overwrite=overwrite) as output:
         if candidates:
             done, tried = choose_head(first, candidates, backbone, cache, output.stage)
-            write_text(output.stage / CONFIG_FILE, to_yaml(done.fit.config))
+            kept = next(row["head"] for row in tried if row["kept"])
+            write_text(output.stage / CONFIG_FILE, to_yaml(candidates[kept]))
         else:
             first.backbone = at_image_size(backbone, first.image_size(backbone), first.config.aspect)
             done = run_fit(first, cache, output.stage)
@@ -118,16 +119,15 @@ def prepare_fit(config: TrainConfig, backbone: FrozenBackbone) -> tuple[HeadFit,
     """Check the settings, and return the fit of the head, and the candidates of the head ``auto`` by title.
 
     Without a choice of heads there are no candidates; with it the fit is that of the first one. The precision `auto`
-    of their settings is replaced by that of the device.
+    of the fit is replaced by that of the device; the candidates keep it, as their settings are for any device.
 
     Raises:
         UsageError: see `HeadFit.check`.
     """
     task = find_task(config.task)
     chooses = adapter_class(config.task, config.head.name).chooses
-    chosen = task.candidates(config, backbone) if chooses else {}
-    candidates = {title: resolve_precision(each, backbone.device) for title, each in chosen.items()}
-    fits = [task.head_fit(each) for each in (candidates.values() or [resolve_precision(config, backbone.device)])]
+    candidates = task.candidates(config, backbone) if chooses else {}
+    fits = [task.head_fit(resolve_precision(each, backbone.device)) for each in (candidates.values() or [config])]
     for fit in fits:
         fit.check(backbone)
     return fits[0], candidates
@@ -188,7 +188,7 @@ def candidate_fits(
     sharing: dict[str, Any] = {}  # title -> what candidates have in common that read the same pass
     for title, config in candidates.items():
         fit, kind = fits[title], adapter_class(config.task, config.head.name)
-        fit.config = config
+        fit.config = resolve_precision(config, backbone.device)
         fit.backbone = at_image_size(backbone, fit.image_size(backbone), config.aspect)
         sharing[title] = kind.uses_patches, fit.backbone.preprocessing.image_size
         head = kind.resolve_config(config.head, backbone)

@@ -72,6 +72,23 @@ def test_a_candidate_has_the_value_of_the_same_head_by_itself(
     assert row["auroc"] == alone.validation["auroc"]
 
 
+@pytest.mark.parametrize("amx", [False, True])
+def test_the_settings_of_the_choice_keep_the_precision_auto(
+    amx: bool, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that they are valid on a device of any kind; the record has the precision of this one."""
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    fit = {"epochs": 1, "min_steps": 0, "precision": "auto"}
+    config = build_config(ClassifyConfig, {"head": {"name": "auto", "heads": ["attentive"]}, "fit": fit}, "test")
+    result = fit_head(backbone, manifest, tmp_path / "auto", config, cache=tmp_path / "cache")
+    written = load_config(ClassifyConfig, result.folder / "adapter.yaml")
+    assert written.fit.precision == "auto"
+    used = read_record(result.folder).training["config"]
+    assert used["fit"]["precision"] == ("bfloat16" if amx else "float32")
+    used["fit"]["precision"] = "auto"
+    assert written.model_dump(mode="json") == used
+
+
 def test_record_card_and_settings_describe_the_choice(chosen: FitResult, manifest: Manifest) -> None:
     record = read_record(chosen.folder)
     assert record.training["tried"] == chosen.tried
