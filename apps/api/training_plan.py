@@ -45,11 +45,12 @@ class PlannedFeatures:
     Attributes:
         tune: part of the backbone that is trained, such as ``last:2``; ``none`` if it is frozen.
         images: that pass through the backbone once, before the training of the head; an image counts once for each size
-            and each augmented copy.
+            and each augmented copy. With folds those of all folds together.
         copies: largest number of augmented copies of each training image; 0 without them.
         bytes: size of their features in the cache, if none of them is there yet.
-        images_per_epoch: images that pass through the backbone in every epoch; of the folds together.
+        images_per_epoch: images that pass through the backbone in every epoch; with folds the sum over the folds.
         cache: folder of the cache.
+        second: passes of the second training beside those of the first; None if there is no second training.
     """
 
     tune: str
@@ -58,6 +59,22 @@ class PlannedFeatures:
     bytes: int
     images_per_epoch: int
     cache: str
+    second: "SecondPasses | None" = None
+
+
+@dataclass(frozen=True)
+class SecondPasses:
+    """Passes of images through the backbone for the second training: of the most expensive candidate of the head auto.
+
+    Attributes:
+        images: that pass through the backbone once before it, in addition to those of the first training.
+        bytes: size of their features in the cache, in addition to those of the first training.
+        images_per_epoch: images that pass through the backbone in every epoch.
+    """
+
+    images: int
+    bytes: int
+    images_per_epoch: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +88,7 @@ class TrainingPlan:
         splits: rows of train, val and test that have targets; with folds those of all folds together, and test.
         val_made: whether val is taken from train, because the images have none.
         folds: rows that each fold has as its val.
-        features: passes through the backbone, those of a second training included.
+        features: passes through the backbone.
         refitted_on: images of the second training, on train and val together; 0 if there is none.
         note: notice of research use.
     """
@@ -156,6 +173,7 @@ def plan_training(
     passes: dict[Any, tuple[int, int]] = {}
     heads: dict[str, PlannedHead] = {}
     live: dict[str, int] = Counter()
+    second: list[tuple[dict[Any, tuple[int, int]], int]] = []
     copies = refitted_on = 0
     parts = [manifest] if prepared is None else [prepared.images.of_fold(fold) for fold in range(folds or 0)]
     for part in parts:
@@ -171,9 +189,10 @@ def plan_training(
             passes |= dict(_list_passes(fit, adapter.feature_spec, pool))
             if pool is None and fit.refits():
                 again = copy(fit)
-                again.splits = replace(fit.splits, train=join_splits(fit.splits))
+                again.splits, again.shared_blocks = replace(fit.splits, train=join_splits(fit.splits)), ()
                 refitted_on = len(again.splits.train)
-                passes |= dict(_list_passes(again, adapter.feature_spec, None))
+                of_again = dict(_list_passes(again, adapter.feature_spec, None))
+                second.append((of_again, _images_per_epoch(again, measured=False)))
     splits = {"train": first.splits.train, "val": first.splits.val}
     if prepared is not None:
         splits = {"train and val": prepared.images.images}
@@ -194,6 +213,7 @@ def plan_training(
         features=PlannedFeatures(
             resolved.tune.word, sum(images for images, _ in passes.values()), copies,
             sum(size for _, size in passes.values()), max(live.values()), str(cache_folder(manifest, cache)),
+            max((_second_passes(*each, passes) for each in second), default=None, key=_cost),
         ),
         refitted_on=refitted_on,
     )  # fmt: skip
@@ -229,13 +249,28 @@ def _copies(fit: "HeadFit") -> int:
     return count_copies(fit.config, len(fit.splits.train), count_products(fit.backbone), bool(fit.shared_blocks))
 
 
-def _images_per_epoch(fit: "HeadFit") -> int:
-    """Return the images that pass through the backbone in every epoch: of train, and of val if its features change."""
+def _second_passes(
+    again: Mapping[Any, tuple[int, int]], images_per_epoch: int, first: Mapping[Any, tuple[int, int]]
+) -> SecondPasses:
+    """Return the passes of a second training without those that the `first` one has left in the cache."""
+    added = [counts for key, counts in again.items() if key not in first]
+    return SecondPasses(sum(images for images, _ in added), sum(size for _, size in added), images_per_epoch)
+
+
+def _cost(passes: SecondPasses) -> tuple[int, int, int]:
+    return passes.images_per_epoch, passes.images, passes.bytes
+
+
+def _images_per_epoch(fit: "HeadFit", *, measured: bool = True) -> int:
+    """Return the images that pass through the backbone in every epoch: of train, and of val if its features change.
+
+    Without `measured` nothing is measured on val, so that none of its images pass.
+    """
     from dinomed.adapters.fitting.optimizers import count_batches, count_passes
 
     if not fit.config.live or _copies(fit):
         return 0
-    changes = fit.config.tune.active or not fit.feature_parts()
+    changes = measured and (fit.config.tune.active or not fit.feature_parts())
     train, settings = len(fit.splits.train), fit.config.fit
     passes = count_passes(settings, count_batches(train, settings.batch_size))
     return passes * train + (len(fit.splits.val) if changes else 0)

@@ -166,24 +166,39 @@ def _print_plan(plan: "TrainingPlan", as_json: bool) -> None:
         classes = "".join(f", {label} {count}" for label, count in rows.classes.items())
         made = " (taken from train)" if name == "val" and plan.val_made else ""
         lines.append(f"{name}{made}: {rows.images} images of {rows.groups} groups{classes}")
-    lines += _describe_passes(plan.features)
-    if plan.refitted_on:
-        lines.append(f"second training, as long as the first: on all {plan.refitted_on:,} images of train and val")
+    lines += _describe_passes(plan.features, len(plan.folds))
+    lines += _describe_second(plan)
     lines += [f"feature cache: {plan.features.cache}", plan.note]
     print(dump_yaml(plan.config), end="")
     print("\n".join(f"# {printable(line)}" for line in lines))
 
 
-def _describe_passes(features: "PlannedFeatures") -> list[str]:
-    """Return lines that say which images pass through the backbone, when and how often."""
+def _describe_second(plan: "TrainingPlan") -> list[str]:
+    """Return a line about the second training and its passes through the backbone; none if there is none."""
+    if not plan.refitted_on:
+        return []
+    line = f"second training, as long as the first: on all {plan.refitted_on:,} images of train and val"
+    second = plan.features.second
+    if second is not None and second.images:
+        size = f"{second.bytes / 1e6:,.1f} MB more"
+        line += f"; before it, {second.images:,} more images pass through the backbone once ({size})"
+    if second is not None and second.images_per_epoch:
+        line += f"; in every epoch, {second.images_per_epoch:,} images pass through the backbone"
+    return [line]
+
+
+def _describe_passes(features: "PlannedFeatures", folds: int) -> list[str]:
+    """Return lines that say which images pass through the backbone, when and how often; `folds` is 0 without folds."""
     size = f"{features.bytes / 1e6:,.1f} MB of features on disk"
+    together = f" of the {folds} folds together" if folds else ""
     if not features.images_per_epoch:
         copies = f" ({features.copies} augmented copies of each one of train among them)" if features.copies else ""
         return [
-            f"frozen backbone: {features.images:,} images{copies} pass through it once, before the training; {size}",
+            f"frozen backbone: {features.images:,} images{together}{copies} pass through it once, before the training; "
+            f"{size}",
             "the training of the head reads these features; no image passes through the backbone in an epoch",
         ]
-    every = f"{features.images_per_epoch:,} images pass through it in every epoch"
+    every = f"{features.images_per_epoch:,} images{together} pass through it in every epoch"
     if features.tune != "none":
         lines = [f"backbone trained too ({features.tune}): {every}, those of train and of val"]
         once = "unchanged images of train, to initialise the head"
@@ -193,7 +208,8 @@ def _describe_passes(features: "PlannedFeatures") -> list[str]:
     else:
         lines = [f"frozen backbone: {every}, new windows of train, and val"]
     if features.images:
-        lines.append(f"before the first epoch, {features.images:,} images pass through it once ({once}); {size}")
+        images = f"{features.images:,} images{together}"
+        lines.append(f"before the first epoch, {images} pass through it once ({once}); {size}")
     return lines
 
 

@@ -35,9 +35,10 @@ def test_the_planned_features_and_parameters_are_those_of_the_training(
     assert list(tmp_path.iterdir()) == []
     result = dinomed.train(task, tiny_backbone, lesion_manifest, tmp_path / "out", **options)
     arrays = [np.load(file) for file in (tmp_path / "cache").rglob("*.npy")]
-    assert plan.features.bytes == sum(array.nbytes for array in arrays)
+    second = plan.features.second
+    assert plan.features.bytes + (second.bytes if second else 0) == sum(array.nbytes for array in arrays)
     classes = [np.load(file) for file in (tmp_path / "cache").rglob("*.cls.npy")]
-    assert plan.features.images == sum(len(array) for array in classes)
+    assert plan.features.images + (second.images if second else 0) == sum(len(array) for array in classes)
     if "head.name=linear" in settings:
         adapter = dinomed.load_adapter(result.folder, device="cpu")
         assert plan.heads[0].parameters == sum(weight.numel() for weight in adapter.adapter.parameters())
@@ -94,6 +95,42 @@ def test_the_plan_says_when_images_pass_through_the_backbone(
     lines = [line.removeprefix("# ") for line in text.splitlines()]
     place = next(i for i, line in enumerate(lines) if line.startswith(first.format(once=once, every=every)))
     assert lines[place + 1].startswith(second.format(once=once, every=every))
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [(["augment_copies=0"], 0), (["augment_copies=3"], 3), (["tune=last:1"], 0)],
+    ids=["augmented", "copies", "tuned"],
+)
+def test_the_passes_of_the_second_training_are_in_its_line(
+    settings: list[str], copies: int, run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    words = ["train", "segment", "--data", lesion_manifest, "-b", tiny_backbone, "-o", tmp_path / "out", "--dry-run"]
+    sets = [word for setting in [*SHORT, "augment=light", *settings] for word in ("--set", setting)]
+    code, text, error = run(*words, *sets)
+    assert code == 0, error
+    train, val = (len(read_manifest(lesion_manifest).select(split=name)) for name in ("train", "val"))
+    both, tuned = train + val, "tune=last:1" in settings
+    once, every = train * (copies + 1) + (0 if tuned else val), train + (val if tuned else 0)
+    second = next(line for line in text.splitlines() if line.startswith("# second training"))
+    again = f"on all {both} images of train and val; before it, {both * (copies + 1)} more images pass through the"
+    assert again in second
+    assert (f"in every epoch, {both} images" in second) == (not copies)  # nothing is measured on val
+    assert f" {once} images" in text.partition("# second training")[0]
+    assert (f" {every} images pass through it in every epoch" in text) == (not copies)
+
+
+def test_the_counts_of_folds_are_those_of_all_folds(
+    run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    words = ["train", "segment", "--data", lesion_manifest, "-b", tiny_backbone, "-o", tmp_path / "out", "--dry-run"]
+    sets = [word for name in [*SHORT, "augment=light", "augment_copies=0"] for word in ("--set", name)]
+    code, text, error = run(*words, *sets, "--folds", 3)
+    assert code == 0, error
+    both = sum(len(read_manifest(lesion_manifest).select(split=name)) for name in ("train", "val"))
+    every = f"frozen backbone: {2 * both} images of the 3 folds together pass through it in every epoch"
+    assert every in text
+    assert f"before the first epoch, {3 * both} images of the 3 folds together pass through it once" in text
 
 
 def test_the_head_of_a_depth_plan_has_the_parameters_of_any_range(lesion_manifest: Path, tiny_backbone: Path) -> None:
