@@ -67,12 +67,14 @@ def test_an_ultrasound_has_millimetres_where_the_outline_is_in_regions_of_one_sc
     card.wait_for(state="visible")
     assert visit.text("area-mm") == f"{AREA * 0.01:.1f}"
     visit.page.locator("#diameter", has_text="mm").wait_for()
+    assert visit.page.locator("#set-scale").is_hidden()
     write_dicom(tmp_path / "outside.dcm", PIXELS, regions=[region(0, 150, 0.1)])  # the lesion is wider
     visit.upload(tmp_path / "outside.dcm")
     visit.wait_for_area(AREA)
     visit.page.wait_for_timeout(1500)  # the answer about the spacing
     assert card.is_hidden()
     visit.page.locator("#diameter", has_text="px").wait_for()
+    assert visit.page.locator("#set-scale").is_visible()
 
 
 def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file_does(visit, tmp_path: Path) -> None:

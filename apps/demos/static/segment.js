@@ -52,6 +52,7 @@ function outline() {
   picture.outlined = (picture.outlined || 0) + 1;
   const asks = !picture.exact || (picture.byRegion && !picture.isMeasured);
   if (picture.byRegion && !picture.isMeasured) picture.spacing = null;
+  if (!areas.length) showRuler(); // else after the answer of the server
   showMeasures(picture, areas, !picture.exact);
   const message = get("#panel-segment .dm-result");
   message.innerHTML = "";
@@ -90,6 +91,7 @@ async function measure(file = false) {
   if (outlined === picture.outlined && answer.areas) {
     if (picture.byRegion && !picture.isMeasured) {
       picture.spacing = answer.spacing;
+      showRuler();
       measureShape();
     }
     showMeasures(picture, answer.areas, false);
