@@ -96,14 +96,16 @@ def fit_frames(video: Video, is_usable: Callable[[np.ndarray], bool]) -> Project
     """Fit the descriptor of the curation to evenly spaced frames of a video, and to synthetic copies of them.
 
     Args:
-        video: the video. With an index `FIT_FRAMES` frames of it are decoded, without one all of its frames.
-        is_usable: whether a frame, uint8 RGB ``(H, W, 3)``, is neither black nor blurred nor outside of the body.
+        video: the video. With an index `FIT_FRAMES` frames of it are read, which decodes a file that cannot seek up to
+            the last of them; without an index all of its frames are decoded.
+        is_usable: whether a frame, uint8 RGB ``(H, W, 3)``, is neither black nor blurred nor outside of the body. It is
+            called with frames of the size of the video.
 
     Returns:
         The projection; None if fewer than `MIN_FIT_FRAMES` of these frames are usable.
     """
     config = DescriptorConfig()
-    usable = [frame for frame in _spaced_frames(video) if is_usable(frame)]
+    usable = [frame for frame in _spaced_frames(video, is_usable) if frame is not None]
     if len(usable) < MIN_FIT_FRAMES:
         return None
     rows = [np.stack([compose(image) for image in add_copies(frame, config.seed, index)])
@@ -121,27 +123,33 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
 
 
-def _spaced_frames(video: Video) -> list[np.ndarray]:
-    """Return at most `FIT_FRAMES` evenly spaced frames that can be decoded, as of `shrink`."""
+def _spaced_frames(video: Video, is_usable: Callable[[np.ndarray], bool]) -> list[np.ndarray | None]:
+    """Return at most `FIT_FRAMES` evenly spaced frames that can be decoded, as of `shrink`; None for one that is not
+    usable.
+
+    A frame is judged before it is reduced, since a blurred frame is sharper in a smaller size. One frame in its full
+    size is in memory at a time.
+    """
     count = video.facts.frames
     if count is None or not video.facts.indexed:
-        return _spaced_while_decoding(video)
-    frames = []
+        return _spaced_while_decoding(video, is_usable)
+    frames = list[np.ndarray | None]()
     for number in sorted({int((place + 0.5) * count / FIT_FRAMES) for place in range(FIT_FRAMES)}):
         try:
-            frames.append(shrink(video.read(number).pixels))
+            pixels = video.read(number).pixels
         except UnreadableImage:
             continue
+        frames.append(shrink(pixels) if is_usable(pixels) else None)
     return frames
 
 
-def _spaced_while_decoding(video: Video) -> list[np.ndarray]:
+def _spaced_while_decoding(video: Video, is_usable: Callable[[np.ndarray], bool]) -> list[np.ndarray | None]:
     """Decode a video whose number of frames is not known; every second of the frames is left out where there are too
     many."""
-    frames, step = list[np.ndarray](), 1
+    frames, step = list[np.ndarray | None](), 1
     for index, pixels in enumerate(_readable(Video(video.path))):
         if index % step == 0:
-            frames.append(shrink(pixels))
+            frames.append(shrink(pixels) if is_usable(pixels) else None)
         if len(frames) > 2 * FIT_FRAMES:
             frames, step = frames[::2], 2 * step
     return frames[:: max(1, -(-len(frames) // FIT_FRAMES))]

@@ -11,9 +11,12 @@ import dinomed
 from dinomed.datasets.synthetic.endoscopy import draw_endoscopy
 from dinomed.pretrain.curation.deduplication.thresholds import WITHIN
 from dinomed.pretrain.curation.descriptors.projection import Projection
+from dinomed.pretrain.curation.descriptors.synthetic_copies import add_copies
 from dinomed.pretrain.curation.frames import duplicates
 from dinomed.pretrain.curation.frames.config import FrameConfig
 from dinomed.pretrain.curation.frames.duplicates import FIT_FRAMES, MIN_FIT_FRAMES, NearDuplicates, fit_frames
+from dinomed.pretrain.curation.frames.measures import find_fault, quality_limits
+from dinomed.video.facts import VideoFrame
 from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
@@ -104,12 +107,29 @@ def test_the_frames_of_a_video_without_an_index_are_as_evenly_spaced(
     monkeypatch.setattr(duplicates, "FIT_FRAMES", 20)  # of 48 frames every fourth is left
     monkeypatch.setattr(duplicates, "MIN_FIT_FRAMES", 10)
     seen.clear()
-    without = fit_frames(opened, usable)
-    assert without is not None
+    monkeypatch.setattr(duplicates, "add_copies", lambda frame, *place: seen.append(frame) or add_copies(frame, *place))
+    assert fit_frames(opened, lambda pixels: True) is not None
     assert len(seen) == 12
     every = [frame.pixels for frame in Video(video).stream()]
     places = [next(i for i, pixels in enumerate(every) if np.array_equal(pixels, frame)) for frame in seen]
     assert len(set(np.diff(places))) == 1
+
+
+def test_frames_are_judged_in_their_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharp = next(iter(draw_endoscopy(1, (480, 640), 0, faults=False))).pixels
+    blurred = cv2.GaussianBlur(sharp, (0, 0), 6)
+    limits = quality_limits(FrameConfig())
+    assert find_fault(blurred, limits, 0) == "blurred"
+    assert find_fault(duplicates.shrink(blurred), limits, 0) is None
+    monkeypatch.setattr(Video, "read", lambda video, number: VideoFrame(number, 0.0, blurred))
+    monkeypatch.setattr(Video, "stream", lambda video: (VideoFrame(k, 0.0, blurred) for k in range(MIN_FIT_FRAMES)))
+    with writing_video(tmp_path / "in.avi", (48, 64), 25) as append:
+        for _ in range(MIN_FIT_FRAMES):
+            append(np.zeros((48, 64), np.uint8))
+    opened = Video(tmp_path / "in.avi")
+    for frames in (MIN_FIT_FRAMES, None):
+        opened.facts = replace(opened.facts, frames=frames, indexed=frames is not None)
+        assert fit_frames(opened, lambda pixels: find_fault(pixels, limits, 0) is None) is None
 
 
 def test_the_threshold_is_that_of_the_curation() -> None:
