@@ -69,8 +69,13 @@ class VideoAnswer(ABC):
         """Write the masks of a DICOM file as a DICOM segmentation too."""
         raise UsageError("`dicom_seg=True` is for segmenters, since others predict no masks; leave it out")
 
-    def finish(self, folder: Path) -> list[str]:
-        """Write `other_files` after the last frame; return the reasons why one of them is missing."""
+    def finish(self, folder: Path, problem: str | None = None) -> list[str]:
+        """Write `other_files` after the last frame; return the reasons why one of them is missing.
+
+        Args:
+            folder: folder of the video.
+            problem: the reason why the video may have lost frames; None if it is whole.
+        """
         return []
 
     @contextmanager

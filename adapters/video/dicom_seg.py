@@ -21,11 +21,12 @@ from dinomed.images.dicom.write_segmentation import (
     write_segmentation,
 )
 from dinomed.io.pseudonyms import key_check
-from dinomed.volumes.series import read_frame_places
+from dinomed.volumes.series import have_one_orientation, have_one_spacing, read_frame_places
 
 SEG_FILE = "mask.seg.dcm"
 _MAX_VOXELS = 2**29
-"""Largest number of pixels of all frames and segments, which are a byte each while the file is written."""
+"""Largest number of pixels of all frames and segments. While the file is written each takes about 1.5 bytes, and up to
+5.5 in an enhanced image with several segments, which highdicom adds up in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class VideoSegmentation:
         self._path, self._number = path, options.numbers[path]
         self._settings = SegmentationSettings(tuple(names), model, options.keep_ids, options.key)
         self._bits: list[np.ndarray] = []  # the segments of a frame, packed
+        self._numbers: list[int] = []  # of these frames
+        self._has_other_size = False  # a mask
         try:
             self._source = read_source(path, several_frames=True)
             self._frames = int(self._source.get("NumberOfFrames") or 1)
@@ -107,34 +110,51 @@ class VideoSegmentation:
         if options.patients[path] is not None:
             self._source.PatientID = options.patients[path]
 
-    def add(self, masks: Sequence[np.ndarray]) -> None:
-        """Add the next frame: the mask of each segment, bool (H, W)."""
-        self._bits.append(np.packbits(np.stack(masks)))
+    def add(self, number: int, masks: Sequence[np.ndarray]) -> None:
+        """Add the next frame: its number, from 0, and the mask of each segment, bool (H, W)."""
+        self._numbers.append(number)
+        if any(mask.shape != self._size for mask in masks):
+            self._has_other_size = True
+        else:
+            self._bits.append(np.packbits(np.stack(masks)))
 
-    def write(self, path: Path) -> None:
-        """Write the segmentation.
+    def write(self, path: Path, problem: str | None = None) -> None:
+        """Write the segmentation, once: its masks are freed.
+
+        Args:
+            path: path of the file.
+            problem: the reason why the video may have lost frames; None if it is whole.
 
         Raises:
-            DinomedError: a frame has no prediction, or the elements of the file do not fit. The message is a reason
-                without the path.
+            DinomedError: a frame has no prediction, the video may have lost frames, or the elements of the file do not
+                fit. The message is a reason without the path.
         """
-        if len(self._bits) != self._frames:
+        if self._has_other_size:
+            raise DinomedError("the mask has another size than its DICOM")
+        if len(self._numbers) != self._frames:
             raise DinomedError(
-                f"{len(self._bits):,} of {self._frames:,} frames of the DICOM header have a prediction, and all are "
+                f"{len(self._numbers):,} of {self._frames:,} frames of the DICOM header have a prediction, and all are "
                 "needed"
             )
-        count = len(self._settings.names)
-        shape = (count, *self._size)
-        try:
-            frames = [np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape) for bits in self._bits]
-        except ValueError:
-            raise DinomedError("the mask has another size than its DICOM") from None
-        masks, places = np.stack(frames, axis=1), self._places()
+        if self._numbers != list(range(self._frames)):
+            raise DinomedError("the numbers of its frames are not those of the DICOM header")
+        if problem is not None:
+            raise DinomedError(f"frames may be missing before others, whose numbers would be wrong: {problem}")
+        places, masks = self._places(), self._unpack()
         if places is None:
             segmentation = build_cine_segmentation(self._source, masks, self._settings, self._number)
         else:
             segmentation = build_frames_segmentation(self._source, places, masks, self._settings, self._number)
         write_segmentation(path, segmentation)
+
+    def _unpack(self) -> np.ndarray:
+        """Return the masks, uint8 (segments, frames, H, W), and free the packed ones."""
+        masks = np.empty((len(self._settings.names), self._frames, *self._size), np.uint8)
+        packed, self._bits = self._bits[::-1], []
+        for number in range(self._frames):
+            frame = masks[:, number]
+            frame[:] = np.unpackbits(packed.pop(), count=frame.size).reshape(frame.shape)
+        return masks
 
     def _places(self) -> list[FramePlace] | None:
         """Return the places of the frames in the patient; None if the file does not state them.
@@ -148,7 +168,9 @@ class VideoSegmentation:
             places = [FramePlace(*map(tuple, place)) for place in read_frame_places(str(self._path))]
         except UnreadableImage:
             return None
-        if len({(place.orientation, place.spacing) for place in places}) > 1:
+        if not have_one_orientation([place.orientation for place in places]) or not have_one_spacing(
+            [place.spacing for place in places]
+        ):
             raise DinomedError("its frames have several orientations or spacings in the patient")
         if len({place.position for place in places}) < len(places):
             raise DinomedError("several of its frames have one position in the patient, such as those of a time series")

@@ -171,7 +171,8 @@ def _predict_video(
         problems.append((str(path), error.reason))
         return
     facts, lost = video.facts, len(rows) - len(answer.frames)
-    reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None] + answer.finish(folder)
+    reasons = [reason for reason in (reader.problem, facts.problem) if reason is not None]
+    reasons += answer.finish(folder, reasons[0] if reasons else None)
     if lost:
         reasons.append(f"{lost:,} frames have no prediction; the column problem of {group}/{TABLE_FILE} says why")
     write_csv(folder / TABLE_FILE, ["frame", "time_s", *answer.columns, *checks.columns, "problem"], rows)

@@ -92,7 +92,7 @@ class SegmentVideo(VideoAnswer):
         union = np.zeros(self._size, bool)
         uncertainties = []
         if self._segmentation is not None:
-            self._segmentation.add([prediction.masks[name].astype(bool) for name in self._channels])
+            self._segmentation.add(frame.number, [prediction.masks[name].astype(bool) for name in self._channels])
         for append, (name, k) in zip(self._append, self._channels.items(), strict=False):
             inside, probability = prediction.masks[name].astype(bool), prediction.probabilities[k]
             append(inside.astype(np.uint8) * 255)
@@ -123,11 +123,11 @@ class SegmentVideo(VideoAnswer):
         self._mm2[name].append(area)
         return [None if area is None else f"{area:.2f}"]
 
-    def finish(self, folder: Path) -> list[str]:
+    def finish(self, folder: Path, problem: str | None = None) -> list[str]:
         if self._segmentation is None:
             return []
         try:
-            self._segmentation.write(folder / SEG_FILE)
+            self._segmentation.write(folder / SEG_FILE, problem)
         except DinomedError as error:
             self.other_files = []
             return [f"no DICOM segmentation: {error}"]
@@ -158,14 +158,18 @@ class SegmentVideo(VideoAnswer):
             "largest_area_px": int(pixels.max()),
             "largest_area_frame": number if seen else None,
             "largest_area_time_s": round(time_s, 3) if seen else None,
-            **self._largest_mm2(areas_mm2),
+            **self._largest_mm2(pixels, areas_mm2),
             "mean_area_fraction": round(float(pixels.mean()) / (self._size[0] * self._size[1]), 6),
         }
 
-    def _largest_mm2(self, areas: Sequence[float | None]) -> dict[str, Any]:
-        """Return the largest area in mm² with its frame, among the frames whose area is known; nothing if none is."""
+    def _largest_mm2(self, pixels: np.ndarray, areas: Sequence[float | None]) -> dict[str, Any]:
+        """Return the largest area in mm² with its frame, among the frames whose area is known.
+
+        An empty mask has a known area, 0. It says nothing about the lesions of other frames: nothing is returned if
+        there are lesions and the area of none is known.
+        """
         known = [(area, place) for place, area in enumerate(areas) if area is not None]
-        if not known:
+        if not known or (pixels.any() and not any(pixels[place] for _, place in known)):
             return {}
         area, place = max(known, key=lambda entry: entry[0])
         number, time_s = self.frames[place]

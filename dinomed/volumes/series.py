@@ -162,6 +162,16 @@ def read_frame(path: str, number: int) -> tuple[None, np.ndarray]:
     return None, values
 
 
+def have_one_orientation(orientations: Sequence[Sequence[float]]) -> bool:
+    """Return whether the orientations of frames are that of the first one, but for rounding."""
+    return bool(np.abs(np.array(orientations) - orientations[0]).max() <= _SAME_DIRECTION)
+
+
+def have_one_spacing(spacings: Sequence[Sequence[float]]) -> bool:
+    """Return whether the spacings of frames, in mm, are that of the first one, but for rounding."""
+    return bool(np.abs(np.array(spacings) - spacings[0]).max() <= _SAME_MM)
+
+
 def sort_frames(frames: Sequence[DicomFrame]) -> tuple[list[DicomFrame], Grid]:
     """Return the frames of a series in the order of their positions, and the grid of ``values[column, row, slice]``.
 
@@ -177,17 +187,16 @@ def sort_frames(frames: Sequence[DicomFrame]) -> tuple[list[DicomFrame], Grid]:
     if len({frame.size for frame in frames}) > 1:
         sizes = sorted({f"{frame.size[1]}x{frame.size[0]}" for frame in frames})
         raise DinomedError(f"slices of several sizes ({', '.join(sizes[:4])}); separate them")
-    orientations = np.array([frame.orientation for frame in frames])
-    if np.abs(orientations - orientations[0]).max() > _SAME_DIRECTION:
+    if not have_one_orientation([frame.orientation for frame in frames]):
         raise DinomedError("slices of several orientations, as of a localizer; separate them")
-    if np.abs(np.array([frame.spacing for frame in frames]) - first.spacing).max() > _SAME_MM:
+    if not have_one_spacing([frame.spacing for frame in frames]):
         raise DinomedError("slices of several pixel spacings; separate them")
     if len(frames) < 2:
         raise DinomedError("a series of one slice; `dinomed scan` reads single images")
     rows, columns = first.size
     if rows * columns * len(frames) * 4 > MAX_BYTES:
         raise DinomedError(f"{rows * columns * len(frames):,} voxels, over the limit of {MAX_BYTES // 4:,}")
-    along_columns, along_rows = orientations[0, :3], orientations[0, 3:]
+    along_columns, along_rows = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(along_columns, along_rows)
     positions = np.array([frame.position for frame in frames])
     distances = positions @ normal

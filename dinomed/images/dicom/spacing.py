@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dinomed.errors import DinomedError
 from dinomed.images.dicom.elements import FUNCTIONAL_GROUPS, is_dicom, read_header, reading_dicom
 
 Plane = Literal["patient", "estimated", "ultrasound", "detector", "unknown"]
@@ -18,6 +19,8 @@ _TWO_DIMENSIONAL, _CENTIMETRES = 1, 3  # PS3.3, C.8.5.5.1.1 and C.8.5.5.1.15
 _PROJECTIONS = ("CR", "DX", "MG", "XA", "RF", "IO", "PX", "RG")
 """Modalities of projection radiographs, whose Pixel Spacing may be that at the detector."""
 _MAX_MM = 1000
+_MAX_REGIONS = 64
+"""Largest number of ultrasound regions; a file has a few, and each is compared with each mask."""
 _SAME_SCALE = 0.01
 """Largest relative difference of the scales of two regions that count as one."""
 
@@ -109,7 +112,7 @@ def read_pixel_spacing(path: str | Path, frame: int = 0) -> PixelSpacing | None:
       (0018,1114), if the file states one, it holds in the patient, as an estimate.
 
     Raises:
-        UnreadableImage: the file is a damaged DICOM.
+        UnreadableImage: the file is a damaged DICOM, or has more than 64 ultrasound regions.
     """
     spacings = read_frame_spacings(path)
     return None if spacings is None else spacings.of(frame)
@@ -119,7 +122,7 @@ def read_frame_spacings(path: str | Path) -> FrameSpacings | None:
     """Return the pixel spacings of the frames of a file by the rules of `read_pixel_spacing`; None if it is not DICOM.
 
     Raises:
-        UnreadableImage: the file is a damaged DICOM.
+        UnreadableImage: the file is a damaged DICOM, or has more than 64 ultrasound regions.
     """
     if not is_dicom(path):
         return None
@@ -129,6 +132,8 @@ def read_frame_spacings(path: str | Path) -> FrameSpacings | None:
         common = {name: elements.get(name) for name in _TAGS[:-2]} | _measures(shared[:1])
         frames = [_spacing(common | _measures([group])) for group in groups or [None]]
         regions = common["SequenceOfUltrasoundRegions"] or [] if None in frames else []
+        if len(regions) > _MAX_REGIONS:
+            raise DinomedError(f"more than {_MAX_REGIONS} ultrasound regions")
         return FrameSpacings(frames, [_region(region) for region in regions])
 
 

@@ -16,6 +16,7 @@ from dinomed.datasets.open import open_dataset
 from dinomed.datasets.scan.videos import find_videos
 from dinomed.datasets.scan.walk import _Walker
 from dinomed.errors import DinomedError
+from dinomed.images.dicom.spacing import read_frame_spacings
 from dinomed.images.intensity import IntensityConfig
 from dinomed.video import facts
 from dinomed.video.write import writing_video
@@ -148,6 +149,24 @@ def test_the_largest_area_of_an_ultrasound_is_that_of_masks_inside_its_regions(t
     assert (answer["largest_area_px"], answer["largest_area_frame"]) == (600, 1)
     assert (answer["largest_area_mm2"], answer["largest_area_mm2_frame"]) == (10.0, 0)
     assert answer["frames_with_area_mm2"] == 2
+    names = ("frames_with_area_mm2", "largest_area_mm2", "largest_area_mm2_frame")
+    for numbers, expected in (([1, 2], None), ([2, 2], [2, 0.0, None])):  # all lesions outside of it; no lesion
+        write_dicom(video, [frames[k] for k in numbers], SequenceOfUltrasoundRegions=[region], FrameTime=40)
+        dinomed.predict(Dark("a", "b"), video, tmp_path / "out", overwrite=True)
+        answer = tools["read_json"](tools["only"](tmp_path / "out") / "summary.json")
+        for part in (answer, *answer["classes"].values()):
+            found = [part[name] for name in names] if names[0] in part else None
+            assert (found, "largest_area_mm2" in part) == (expected, expected is not None)
+
+
+def test_a_file_of_very_many_ultrasound_regions_has_no_areas(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    regions = [Dataset() for _ in range(65)]
+    video = write_dicom(tmp_path / "in.dcm", [FRAME] * 2, SequenceOfUltrasoundRegions=regions, FrameTime=40)
+    assert dinomed.predict(Dark(), video, tmp_path / "out").images == 2
+    assert {row["area_mm2"] for row in tools["rows_of"](tools["only"](tmp_path / "out"))} == {""}
+    assert "cannot be read (more than 64 ultrasound regions)" in caplog.text
+    write_dicom(video, [FRAME] * 2, SequenceOfUltrasoundRegions=regions[1:])
+    assert read_frame_spacings(video) is not None
 
 
 def test_areas_of_frames_are_those_of_the_spacing_of_each_frame(tmp_path: Path) -> None:

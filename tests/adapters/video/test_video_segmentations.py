@@ -14,6 +14,7 @@ from dinomed.adapters.video import dicom_seg
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.dicom.segmentation import read_segmentation
 from dinomed.io.pseudonyms import pseudonym
+from dinomed.video.video import Video
 from dinomed.video.write import writing_video
 
 hd = pytest.importorskip("highdicom")
@@ -22,6 +23,10 @@ cine = runpy.run_path(str(Path(__file__).parents[2] / "video" / "cine.py"))
 Dark, only, rows_of = tools["Dark"], tools["only"], tools["rows_of"]
 write_dicom, write_dicom_video = cine["write_dicom"], cine["write_dicom_video"]
 SIZE, COUNT = (27, 31), 5  # no multiple of eight pixels
+PLANTED = {
+    "PatientBirthDate": "19020304", "AccessionNumber": "PlantedACC", "StudyDate": "19010203", "PatientID": "PlantedID",
+    "ReferringPhysicianName": "Planted^Doctor", "ImageComments": "Planted words", "InstitutionName": "Planted house",
+}  # fmt: skip
 UIDS = {"StudyInstanceUID": "1.2.4", "SeriesInstanceUID": "1.2.5", "Modality": "US", "FrameTime": 40}
 
 
@@ -47,7 +52,7 @@ def sources(plain: Any) -> list[tuple[str, int]]:
 
 
 def test_a_cine_has_a_segmentation_whose_frames_name_those_of_the_file(tmp_path: Path) -> None:
-    video = write_cine(tmp_path / "in.dcm")
+    video = write_cine(tmp_path / "in.dcm", **PLANTED)
     done = dinomed.predict(Dark(), video, tmp_path / "out", dicom_seg=True)
     assert done.unreadable == []
     path = only(tmp_path / "out") / "mask.seg.dcm"
@@ -68,7 +73,8 @@ def test_a_cine_has_a_segmentation_whose_frames_name_those_of_the_file(tmp_path:
     ours = read_segmentation(path)
     assert np.array_equal(ours.frames, expected)
     assert len(set(ours.planes)) == COUNT
-    assert b"Planted" not in path.read_bytes()
+    content = path.read_bytes()
+    assert [value for value in ("Planted", *PLANTED.values()) if str(value).encode() in content] == []
     several = dinomed.predict(Dark("a", "b"), video, tmp_path / "several", dicom_seg=True)
     path = only(tmp_path / "several") / "mask.seg.dcm"
     plain = dcmread(path)
@@ -78,6 +84,32 @@ def test_a_cine_has_a_segmentation_whose_frames_name_those_of_the_file(tmp_path:
     assert np.array_equal(planes, np.stack([expected[np.array(order) - 1]] * 2, axis=-1))
     dinomed.predict(Dark("a", "b"), video, several.folder, overwrite=True)
     assert not path.exists()
+
+
+def test_the_pixel_spacing_of_a_cine_is_that_of_its_segmentation(tmp_path: Path) -> None:
+    video = write_cine(tmp_path / "in.dcm", PixelSpacing=[0.5, 0.25])
+    dinomed.predict(Dark(), video, tmp_path / "out", dicom_seg=True)
+    (shared,) = dcmread(only(tmp_path / "out") / "mask.seg.dcm").SharedFunctionalGroupsSequence
+    assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == [0.5, 0.25]
+    assert "PlaneOrientationSequence" not in shared
+
+
+def test_frames_of_other_numbers_or_sizes_or_of_a_damaged_video_are_refused(tmp_path: Path) -> None:
+    video, out = write_cine(tmp_path / "in.dcm"), tmp_path / "mask.seg.dcm"
+    options = dicom_seg.VideoSegOptions({video: 1}, {video: None})
+    numbers = list(range(COUNT))
+    for order, size, problem, message in (
+        ([0, 1, 2, 4, 5], SIZE, None, "the numbers of its frames are not those of the DICOM header"),
+        (numbers, SIZE, "cut off", "frames may be missing before others, whose numbers would be wrong: cut off"),
+        (numbers, (SIZE[0], SIZE[1] + 1), None, "the mask has another size than its DICOM"),
+        (numbers, SIZE[::-1], None, "the mask has another size than its DICOM"),  # as many pixels
+    ):
+        segmentation = dicom_seg.VideoSegmentation(video, ["lesion"], "0" * 64, options)
+        for number in order:
+            segmentation.add(number, [np.zeros(size, bool)])
+        with pytest.raises(DinomedError, match=message):
+            segmentation.write(out, problem)
+    assert not out.exists()
 
 
 def test_a_video_stream_in_a_dicom_file_has_a_segmentation_if_its_header_counts_the_frames(tmp_path: Path) -> None:
@@ -97,15 +129,30 @@ def test_a_video_stream_in_a_dicom_file_has_a_segmentation_if_its_header_counts_
     assert "no DICOM segmentation: 6 of 7 frames of the DICOM header have a prediction, and all are needed" in reasons
     assert sorted(path.name for path in only(tmp_path / "wrong").iterdir()) == sorted(done.answers[0]["files"])
     assert not (only(tmp_path / "wrong") / "mask.seg.dcm").exists()
+    data, cut = good.read_bytes(), tmp_path / "cut.dcm"
+    size_of_rest = len(data) * 7 // 10
+    cut.write_bytes(data[:size_of_rest])
+    count = Video(cut).count_frames()
+    assert 0 < count < 6
+    write_dicom_video(cut, [stream], MPEG4HP41, size, count, **uid)  # the number of frames that are left
+    cut.write_bytes(cut.read_bytes()[:size_of_rest])
+    done = dinomed.predict(Dark(), cut, tmp_path / "cut", dicom_seg=True)
+    reasons = [reason for _, reason in done.unreadable]
+    assert any(reason.startswith("no DICOM segmentation: frames may be missing before others") for reason in reasons)
 
 
-def write_enhanced(path: Path, positions: list[float]) -> Path:
+def write_enhanced(path: Path, positions: list[float], tilt: float = 0) -> Path:
+    """Write an enhanced image; with `tilt`, frames have orientations that differ by it, or by a multiple of it."""
     shared, measures, plane, groups = Dataset(), Dataset(), Dataset(), []
     measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 2
     plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
-    for place in positions:
+    for number, place in enumerate(positions):
         group, position = Dataset(), Dataset()
+        if tilt:
+            plane = Dataset()
+            plane.ImageOrientationPatient = [1, tilt * number, 0, 0, 1, 0]
+            group.PlaneOrientationSequence = [plane]
         position.ImagePositionPatient = [1, 2, place]
         group.PlanePositionSequence = [position]
         groups.append(group)
@@ -129,6 +176,15 @@ def test_an_enhanced_image_has_a_segmentation_with_the_places_of_its_frames(tmp_
     assert volume.spacing == pytest.approx((2, 0.5, 0.25))
     along = np.argsort(places) if volume.affine[2, 0] > 0 else np.argsort(places)[::-1]
     assert np.array_equal(volume.array, expected[along])
+    rounded = write_enhanced(tmp_path / "rounded.dcm", places, 1e-9)
+    assert dinomed.predict(Dark(), rounded, tmp_path / "rounded", dicom_seg=True).unreadable == []
+    again = dcmread(only(tmp_path / "rounded") / "mask.seg.dcm")
+    assert np.array_equal(again.pixel_array, plain.pixel_array)
+    (shared,) = again.SharedFunctionalGroupsSequence
+    assert list(shared.PlaneOrientationSequence[0].ImageOrientationPatient) == [1, 0, 0, 0, 1, 0]
+    tilted = write_enhanced(tmp_path / "tilted.dcm", places, 1e-2)
+    done = dinomed.predict(Dark(), tilted, tmp_path / "tilted", dicom_seg=True)
+    assert ["several orientations" in reason for _, reason in done.unreadable] == [True]
     still = write_enhanced(tmp_path / "still.dcm", [1.0] * COUNT)
     done = dinomed.predict(Dark(), still, tmp_path / "still", dicom_seg=True)
     (reason,) = (reason for _, reason in done.unreadable)

@@ -83,6 +83,10 @@ def test_the_spacing_of_a_mask_in_an_ultrasound_is_that_of_predict(tmp_path: Pat
         assert spacings == expected
         areas = [pixel_mm2(read_frame_spacings(path), 1, mask) for mask in masks]
         assert areas == [None if spacing is None else spacing[0] * spacing[1] for spacing in spacings]
+    write_dicom(tmp_path / "image", frames, SequenceOfUltrasoundRegions=[plain[0]] * 65)
+    picture, reason = read_picture(path, None, 1)
+    assert picture is not None, reason
+    assert (picture.spacings, picture.spacing_mm) == (None, None)  # more regions than are compared
 
 
 def test_a_backbone_reads_a_frame_with_its_number_of_channels(tmp_path: Path) -> None:
