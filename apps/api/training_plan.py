@@ -64,7 +64,9 @@ class PlannedFeatures:
 
 @dataclass(frozen=True)
 class SecondPasses:
-    """Passes of images through the backbone for the second training: of the most expensive candidate of the head auto.
+    """Passes of images through the backbone for the second training.
+
+    With the head auto they are those of its candidate with the most images in every epoch, then with the most bytes.
 
     Attributes:
         images: that pass through the backbone once before it, in addition to those of the first training.
@@ -258,7 +260,7 @@ def _second_passes(
 
 
 def _cost(passes: SecondPasses) -> tuple[int, int, int]:
-    return passes.images_per_epoch, passes.images, passes.bytes
+    return passes.images_per_epoch, passes.bytes, passes.images
 
 
 def _images_per_epoch(fit: "HeadFit", *, measured: bool = True) -> int:

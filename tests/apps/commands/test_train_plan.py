@@ -120,6 +120,20 @@ def test_the_passes_of_the_second_training_are_in_its_line(
     assert (f" {every} images pass through it in every epoch" in text) == (not copies)
 
 
+def test_the_second_training_of_the_head_auto_is_that_of_its_largest_candidate(
+    lesion_manifest: Path, tiny_backbone: Path
+) -> None:
+    settings = [*SHORT, "augment=light", "augment_copies=2"]
+    two, three, auto = (
+        dinomed.plan_training("segment", tiny_backbone, lesion_manifest, settings=[*settings, *head], device="cpu")
+        for head in (["head.blocks=[-2, -1]"], ["head.blocks=[-3, -2, -1]"], ["head.name=auto"])
+    )
+    assert two.features.second is not None
+    assert three.features.second is not None
+    assert two.features.second.bytes < three.features.second.bytes
+    assert auto.features.second == three.features.second
+
+
 def test_the_counts_of_folds_are_those_of_all_folds(
     run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
