@@ -4,14 +4,15 @@ import asyncio
 import ipaddress
 import json
 import os
+import re
 import socket
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,14 +30,17 @@ UPLOAD_S = 300  # longest time of an upload
 LOGIN_DELAY_S, MAX_LOGIN_DELAY_S = 0.5, 30.0  # after a wrong password; doubled with each further one
 MAX_CLIENTS = 1024
 LEAST_FILE_BYTES = MIB // 16  # that a file counts, so that many small ones are bounded too
-REFUSALS = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
-"""Errors on the values of a request that the page would not send."""
+REFUSALS = (AttributeError, LocalProtocolError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
+"""Errors on a request that the page would not send; LocalProtocolError: uvicorn has refused its body already."""
 PAGES = (
     "/", "/config", "/login", "/logout", "/theme.css", "/favicon.ico", "/robots.txt", "/manifest.json",
     "/gradio_api/upload", "/gradio_api/component_server", "/gradio_api/startup-events",
 )  # fmt: skip
 PARTS = ("/assets/", "/static/")
 """What the page asks for. Gradio serves more, such as uploads by their paths, its queue and descriptions of itself."""
+MAX_PATH_BYTES = 200  # of an address; systems refuse the name of a file that has over 255
+AUTHORITY = re.compile(r"(\[[\da-f:.]+\]|[\w.-]+)(?::(\d{1,5}))?", re.ASCII | re.IGNORECASE)
+"""Host and port. Anything else, such as `evil.example\\@127.0.0.1`, is read differently by different parsers."""
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Gradio needs scripts inside its page, and builds functions from text; everything stays on the server's own origin.
 CONTENT_SECURITY = (
@@ -85,14 +89,13 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        refused = self._check(scope)
-        if refused is not None:
-            if scope["type"] == "http":
-                await refused(scope, receive, send)
-            return
+        refusal = self._check(scope)
         answer = GuardedAnswer(send)
         try:
-            await self._answer(scope, receive, answer)
+            if refusal is None:
+                await self._answer(scope, receive, answer)
+            else:
+                await answer.refuse(scope, receive, refusal)
         except ClientDisconnect:
             logger.debug("a client left before its request was complete")
         except Exception as error:  # of the server or a handler; it must not end the demo, and visitors get no details
@@ -119,15 +122,15 @@ class Guard:
         """Return the answer to a request that is refused."""
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        forwarded = headers.get("x-forwarded-host")  # of a proxy; Gradio makes addresses of it
-        if not self._is_known(host) or (forwarded is not None and not self._is_known(forwarded)):
+        if not self._is_known(host) or self._has_foreign_name(headers):
             return PlainTextResponse("This server is not known under the name in the request.", 403)
         origin = headers.get("origin")
         method = scope.get("method", "GET")
         foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
         if foreign or (method not in ("GET", "HEAD") and headers.get("sec-fetch-site") == "cross-site"):
             return PlainTextResponse("Requests of other web sites are refused.", 403)
-        if not (path in PAGES or path.rstrip("/") in PAGES or path.startswith(PARTS)):
+        is_served = path in PAGES or path.rstrip("/") in PAGES or path.startswith(PARTS)
+        if not is_served or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
             return PlainTextResponse("There is nothing at this address.", 404)
         if method in ("GET", "HEAD", "OPTIONS"):
             return None
@@ -140,15 +143,23 @@ class Guard:
         return None
 
     def _is_known(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
+        name = _host_name(host)
         try:
             ipaddress.ip_address(name)
         except ValueError:
             return name in self.names
-        return True  # an address is no name that a web site could point here
+        return True  # a web site cannot point an address here, unlike its name
+
+    def _has_foreign_name(self, headers: Headers) -> bool:
+        """Return whether Gradio would make addresses of its page from a name that is not the server's.
+
+        A proxy sends `X-Forwarded-Host`; an unknown IP address in it is as foreign as an unknown name.
+        Only a Node server of Gradio sends `X-Gradio-Server`; the demo starts none.
+        """
+        forwarded = headers.get("x-forwarded-host", headers["host"])
+        return "x-gradio-server" in headers or (
+            forwarded != headers["host"] and _host_name(forwarded) not in self.names
+        )
 
     async def _upload(self, scope: Scope, receive: Receive, send: "GuardedAnswer") -> None:
         length = int(Headers(scope=scope)["content-length"])
@@ -192,6 +203,14 @@ class Guard:
                 self._logins.pop(self._failures.popitem(last=False)[0], None)
             for message in answer:
                 await send(message)
+
+
+def _host_name(authority: str) -> str:
+    """Return the host of `host:port` in lower case, without brackets; empty if it is anything else."""
+    match = AUTHORITY.fullmatch(authority)
+    if match is None or int(match[2] or 0) >= 2**16:
+        return ""
+    return match[1].strip("[]").lower()
 
 
 def _is_refusal(error: Exception) -> bool:

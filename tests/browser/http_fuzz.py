@@ -31,17 +31,30 @@ METHODS = [
     "\x00",
 ]
 PATHS = [
-    "/", "//", "*", "/%", "/%00", "/\x7f", "/..%2f..%2fetc/passwd", "/gradio_api/file=/etc/passwd", "/gradio_api/file=",
-    "/gradio_api/file=%2Fetc%2Fpasswd", "/file/etc/passwd", "/gradio_api/file=../../../../etc/passwd",
-    "/static/../../x",
-    "/gradio_api/stream/x/y/z/w.m3u8", "/gradio_api/proxy=http://127.0.0.1:9/", "/gradio_api/queue/data?session_hash=x",
-    "/gradio_api/deep_link?session_hash=../x", "/gradio_api/download/etc/passwd",
-    "/custom_component/../x/client/y/z.js",
-    "/" + "a" * 60_000, "/config?" + "a=b&" * 5_000, "http://evil.example/config",
-    "/gradio_api/upload_progress?upload_id=x",
-    "/gradio_api/heartbeat/x", "/gradio_api/vibe-editor", "/monitoring", "/login", "/logout", "/token", "/app_id",
-    "/theme.css",
+    "/", "//", "*", "/%", "/%00", "/\x7f", "/..%2f..%2fetc/passwd", "/" + "a" * 60_000, "/config?" + "a=b&" * 5_000,
+    "/config/", "/config?deep_link=../../../etc/passwd", "/config?deep_link=%00", "/config?page=../x", "/?page=%ff",
+    "/?deep_link=" + "../" * 20 + "etc/passwd", "/?__theme=<script>", "http://evil.example/config", "/login/",
+    "/login?_target=http://evil.example", "/logout", "/logout?all_session=x", "/logout?all_session=0",
+    "/theme.css?x=%00", "/favicon.ico", "/robots.txt", "/manifest.json", "/static/", "/static/img",
+    "/static/../../x", "/static/%2e%2e/%2e%2e/gradio/package.json", "/static//etc/passwd",
+    "/static/..%2f..%2f..%2f..%2f..%2fetc/passwd",
+    "/static/%2fetc%2fpasswd", "/static/%00", "/static/C:\\x", "/static/" + "a" * 5_000, "/static/" + "a/" * 5_000,
+    "/assets/..%2f..%2f..%2fetc/passwd", "/assets/../index.html", "/assets//etc/passwd", "/assets/%ff%fe",
+    "/gradio_api/upload?upload_id=x", "/gradio_api/upload?upload_id=../x", "/gradio_api/upload/",
+    "/gradio_api/component_server/", "/gradio_api/component_server?x=" + "y" * 5_000, "/gradio_api/startup-events",
+    "/gradio_api/../gradio_api/config", "/gradio_api/upload/../file=/etc/passwd",
 ]  # fmt: skip
+CLOSED_PATHS = [
+    "/gradio_api/file=/etc/passwd", "/gradio_api/file=", "/gradio_api/file=%2Fetc%2Fpasswd", "/file/etc/passwd",
+    "/gradio_api/file=../../../../etc/passwd", "/gradio_api/stream/x/y/z/w.m3u8",
+    "/gradio_api/proxy=http://127.0.0.1:9/", "/gradio_api/queue/data?session_hash=x", "/gradio_api/queue/join",
+    "/gradio_api/deep_link?session_hash=../x",
+    "/gradio_api/download/etc/passwd", "/custom_component/../x/client/y/z.js",
+    "/gradio_api/upload_progress?upload_id=x", "/gradio_api/heartbeat/x", "/gradio_api/vibe-editor",
+    "/gradio_api/run/x", "/gradio_api/cancel", "/monitoring",
+    "/token", "/app_id", "/gradio_api/token", "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/openapi.json",
+]  # fmt: skip
+"""Addresses of Gradio that the page of the demo does not use."""
 HEADERS = [
     ("Content-Length", "-1"), ("Content-Length", "0x10"), ("Content-Length", "9" * 30), ("Content-Length", "5"),
     ("Content-Length", "1000000"), ("Content-Length", "1, 2"), ("Transfer-Encoding", "chunked"),
@@ -55,7 +68,13 @@ HEADERS = [
     ("Upgrade", "websocket"), ("Origin", "null"), ("Origin", "http://[::1"), ("Referer", "\xe9" * 100), ("X",
     "a" * 70_000),
     ("Accept-Encoding", "gzip;q=x"), ("Accept-Language", "*" * 1_000), ("X-Forwarded-Host", "evil.example"),
-    ("X-Gradio-Server", "http://evil.example"), ("Authorization", "Bearer x"), ("a b", "c"), ("", "empty name"),
+    ("X-Forwarded-Host", "6.6.6.6"), ("X-Forwarded-Host", "evil.example\\@127.0.0.1"),
+    ("X-Forwarded-Host", "127.0.0.1:x"), ("X-Forwarded-Host", "localhost"),
+    ("X-Forwarded-Proto", "evil.example"), ("X-Forwarded-Proto", "wss"),
+    ("X-Forwarded-Proto", "https"), ("X-Forwarded-Prefix", "//evil.example"), ("X-Forwarded-Port", "x"),
+    ("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "[::1"), ("Forwarded", "host=evil.example;proto=x"),
+    ("Host", "evil.example\\@127.0.0.1"), ("X-Gradio-Server", "http://evil.example"),
+    ("Authorization", "Bearer x"), ("a b", "c"), ("", "empty name"),
 ]  # fmt: skip
 
 

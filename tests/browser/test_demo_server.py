@@ -200,6 +200,17 @@ def test_requests_of_other_sites_are_refused(demo) -> None:
     assert status(client, "/config", Host=host.replace("127.0.0.1", "localhost")) == 200
 
 
+def test_addresses_of_the_page_follow_no_header_of_a_stranger(demo) -> None:
+    client = Client(demo.address)
+    for name in ("evil.example", "6.6.6.6", "evil.example\\@127.0.0.1"):
+        assert status(client, "/config", **{"X-Forwarded-Host": name}) == 403
+        assert status(client, "/logout", **{"X-Gradio-Server": f"http://{name}"}) == 403
+    for name in ("Prefix", "Port", "Server", "Proto", "For"):
+        answer = client.ask("/config", **{f"X-Forwarded-{name}": "evil.example", "Forwarded": "host=evil.example"})
+        assert b"evil.example" not in answer
+        assert json.loads(answer)["root"] == demo.address
+
+
 def test_answers_have_security_headers(demo) -> None:
     with urllib.request.urlopen(demo.address, timeout=60) as answer:
         assert answer.headers["X-Content-Type-Options"] == "nosniff"

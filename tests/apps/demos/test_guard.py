@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h11 import LocalProtocolError
 
 from dinomed.apps.demos import guard
 from dinomed.apps.demos.guard import MIB, Guard, names_of_server
@@ -54,6 +55,7 @@ class Server:
     [
         ("127.0.0.1:7860", 200), ("localhost:7860", 200), ("LOCALHOST", 200), ("[::1]:7860", 200), ("10.1.2.3:80", 200),
         ("evil.example", 403), ("localhost.evil.example", 403), ("evil.example:7860", 403), ("", 403), ("[::1", 403),
+        ("evil.example\\@127.0.0.1", 403), ("a@127.0.0.1", 403), ("127.0.0.1/x", 403), ("127.0.0.1:99999", 403),
     ],
 )  # fmt: skip
 def test_only_the_names_of_the_server_are_answered(tmp_path: Path, host: str, status: int) -> None:
@@ -82,17 +84,25 @@ def test_requests_that_other_sites_send_are_refused(tmp_path: Path, origin: str)
 
 def test_a_name_that_a_proxy_forwards_is_checked_too(tmp_path: Path) -> None:
     server = Server(tmp_path, host="0.0.0.0", more=("demo.clinic.example",))
-    assert server.ask(x_forwarded_host="evil.example") == 403
-    assert server.ask(x_forwarded_host="evil.example, demo.clinic.example") == 403
+    foreign = (
+        "evil.example", "evil.example, demo.clinic.example", "demo.clinic.example, evil.example", "6.6.6.6",
+        "6.6.6.6:80", "[2001:db8::1]", "evil.example\\@127.0.0.1", "x@demo.clinic.example", "demo.clinic.example/x",
+        "localhost?x", "localhost#x", "localhost:x", "localhost:99999", "",
+    )  # fmt: skip
+    assert {name: status for name in foreign if (status := server.ask(x_forwarded_host=name)) != 403} == {}
+    for name in ("http://evil.example", "http://127.0.0.1:7860", ""):
+        assert server.ask(x_gradio_server=name) == 403
     assert server.reached == 0
-    assert server.ask(x_forwarded_host="demo.clinic.example:443") == 200
+    for name in ("demo.clinic.example:443", "DEMO.clinic.example", "localhost", "[::1]:7860", "127.0.0.1:7860"):
+        assert server.ask(x_forwarded_host=name) == 200
+    assert server.ask(host="10.1.2.3:80", x_forwarded_host="10.1.2.3:80") == 200
 
 
 @pytest.mark.parametrize(
     "path",
     [
         "/gradio_api/file=/etc/passwd", "/gradio_api/queue/data", "/gradio_api/info", "/openapi.json", "/monitoring",
-        "/gradio_api/uploads", "/static", "//", "/config/x", "*", "",
+        "/gradio_api/uploads", "/static", "//", "/config/x", "*", "", "/static/" + "a" * 256, "/assets/" + "é" * 128,
     ],
 )  # fmt: skip
 def test_only_what_the_page_asks_for_is_answered(tmp_path: Path, path: str) -> None:
@@ -123,6 +133,18 @@ def test_a_request_on_which_the_application_fails_gets_one_line(
     server.guard.app = fail
     assert server.ask(path, "POST", content_length="5") == status
     assert server.guard.upload_bytes == 0
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == [line]
+
+
+def test_a_refusal_that_comes_after_the_one_of_uvicorn_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def send(message: Any) -> None:
+        raise LocalProtocolError("can't handle event type Response when role=SERVER and state=MUST_CLOSE")
+
+    scope = {"type": "http", "method": "GET", "path": "/config", "headers": [(b"host", b"evil.example")]}
+    run(Server(tmp_path).guard(scope, None, send))
+    line = "the demo refused a request: LocalProtocolError; --debug shows where"
     assert [record.getMessage() for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == [line]
 
 
