@@ -73,6 +73,15 @@ class Visit:
     def text(self, elem_id: str) -> str:
         return self.page.inner_text(f"#{elem_id}")
 
+    def wait_until_drawn(self) -> None:
+        """Wait for two frames of the screen: the viewer draws what has changed in the first."""
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def status(self) -> str:
+        """Size and zoom of the picture, as the viewer drew them last."""
+        self.wait_until_drawn()
+        return self.text("status")
+
     def message(self, kind: str) -> str:
         """The text of a message, see `dinomed.apps.demos.parts.message`."""
         return self.page.inner_text(f".message.{kind}:visible")

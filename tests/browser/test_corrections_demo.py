@@ -74,7 +74,7 @@ def cover(visit: Any, box: tuple[int, int, int, int]) -> None:
 
 
 def area(visit: Any) -> int:
-    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    visit.wait_until_drawn()
     return int(visit.text("area-px").replace(",", "") or 0)
 
 

@@ -69,10 +69,10 @@ def test_the_slider_chooses_the_frame_of_every_result(visit: Any, cine: Path, tm
     page.keyboard.press(",")
     visit.wait_for_area(AREAS[2])
     page.keyboard.press("0")
-    fitted = visit.text("status")
+    fitted = visit.status()
     page.keyboard.press("+")
     page.wait_for_function("text => document.querySelector('#status').innerText !== text", arg=fitted)
-    zoomed = visit.text("status")
+    zoomed = visit.status()
     page.keyboard.press(".")
     visit.wait_for_area(AREAS[3])
     page.wait_for_function("text => document.querySelector('#status').innerText === text", arg=zoomed)
@@ -102,7 +102,7 @@ def test_the_viewer_stays_in_sight_while_a_tool_far_down_is_used(visit: Any, tmp
     visit.page.evaluate("scrollTo(0, document.body.scrollHeight)")
     brush = visit.page.locator("[data-tool=brush]")
     brush.click()
-    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    visit.wait_until_drawn()
     stage, tool = visit.page.locator(".dm-stage").bounding_box(), brush.bounding_box()
     assert stage["y"] >= 0
     assert stage["y"] + stage["height"] <= 844

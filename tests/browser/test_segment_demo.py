@@ -35,7 +35,7 @@ WIDE, NARROW = int((draw_spot()[..., 0] <= 102).sum()), int((draw_spot()[..., 0]
 
 def painted(visit) -> np.ndarray:
     """What the browser shows in the viewer: uint8 (H, W, 3)."""
-    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    visit.wait_until_drawn()
     return np.asarray(Image.open(io.BytesIO(visit.page.locator("#canvas").screenshot())).convert("RGB"))
 
 
@@ -108,7 +108,7 @@ def test_views_wipe_and_compare_change_what_is_painted(visit, spot: Path) -> Non
 def test_zoom_and_pan_by_wheel_and_keyboard(visit, spot: Path) -> None:
     visit.upload(spot)
     visit.wait_for_area(WIDE)
-    before = visit.text("status")
+    before = visit.status()
     fitted = is_line(painted(visit)).nonzero()[1]
     visit.page.locator(".dm-stage").focus()
     visit.page.keyboard.press("+")
@@ -193,7 +193,7 @@ def test_regions_are_listed_and_small_ones_left_out(visit, tmp_path: Path) -> No
     visit.wait_for_area(3600)
     _, mask = visit.download()
     assert (mask == 255).sum() == 3600
-    before = visit.text("status")
+    before = visit.status()
     visit.page.locator("#lesions button").first.click()
     visit.page.wait_for_function(STATUS_IS.replace("===", "!=="), arg=before)  # zoomed to the region
 

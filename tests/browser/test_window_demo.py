@@ -38,7 +38,7 @@ def write_ct(path: Path) -> Path:
 
 def gray_at(visit: Any, row: int, column: int) -> int:
     """The level that is painted at a pixel of the picture, without overlays."""
-    visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    visit.wait_until_drawn()
     picture = np.asarray(Image.open(io.BytesIO(visit.page.locator("#canvas").screenshot())).convert("RGB"))
     height, width = picture.shape[:2]
     scale = min(height, width) / SIDE
@@ -88,7 +88,7 @@ def test_dragging_presets_numbers_and_keys_change_the_picture_and_no_result(ct: 
 
     box = page.locator(".dm-stage").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    before = ct.text("status")
+    before = ct.status()
     page.mouse.move(x, y)
     page.mouse.down(button="right")
     page.mouse.move(x, y + 40, steps=3)  # 40 of 200 px: the centre moves by a fifth of the width
@@ -115,7 +115,7 @@ def test_dragging_presets_numbers_and_keys_change_the_picture_and_no_result(ct: 
     page.locator("#window-reset").click()
     page.wait_for_function(CHOSEN, arg=FIRST)
     assert gray_at(ct, 150, 150) == pytest.approx(level(0, 40, 400), abs=2)
-    assert ct.text("status") == before  # neither moved nor zoomed
+    assert ct.status() == before  # neither moved nor zoomed
     assert ct.requests == []  # nothing was asked of the server
     _, after = ct.download()
     assert (after == mask).all()
@@ -181,4 +181,4 @@ def test_values_that_arrive_after_another_picture_was_opened_are_dropped(visit: 
     held[0].request.response().finished()
     page.evaluate("() => new Promise(done => setTimeout(done, 50))")
     assert page.locator("#windowing").is_hidden()
-    assert visit.text("status").startswith("64 × 48 px")
+    assert visit.status().startswith("64 × 48 px")
