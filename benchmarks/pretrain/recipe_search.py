@@ -5,8 +5,9 @@
     python benchmarks/pretrain/recipe_search.py --data runs/derm.parquet --test
 
 A variant is `base` (`configs/pretrain/vit_tiny_cpu.yaml`) or a config of `configs/ablations/`. A few steps of each
-variant are timed first; then every run has as many steps as fit into the minutes of processor time (all threads
-together), and its schedules have this length. Images are read and cropped in the same process, so their time counts.
+variant are timed first, in turn with `base`; then every run has as many steps as fit into the minutes of processor time
+(all threads together), and its schedules have this length. Images are read and cropped in the same process, so their
+time counts.
 
 Every backbone, also the untrained one, is judged on val at the same image size (`--size`): macro AUROC of k-NN (k = 20)
 and of logistic regression on frozen class tokens, and Dice of one fixed dense probe, a linear head on frozen patch
@@ -16,7 +17,7 @@ tokens (192 px, 500 steps), trained on 25 and on 200 masks. `--test` judges, on 
 `OUTPUT/results.jsonl` has a line for every timing, sitting and judgement; a finished one is never repeated. An
 interrupted run continues from its last checkpoint (one a minute), so a curve can be measured in several sittings.
 
-Time on one core, estimated and not measured: a run its `--minutes`; the timing of a variant 0.5 to 3 minutes, once; a
+Time on one core, estimated and not measured: a run its `--minutes`; the timing of a variant 1 to 3 minutes, once; a
 judgement 3 to 6 minutes (features of 3,000 + 943 images at 96 px, and two dense probes). One variant of 12 minutes with
 three seeds takes about 55 minutes, `--scaling 3,12,45,150` with one seed about 4 hours, `--test` about 50 minutes for
 three seeds. The wall-clock time is longer on a machine with other load.
@@ -52,7 +53,7 @@ RECIPE = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
 NUM_LABELLED, NUM_VAL_MASKS, NUM_TEST_MASKS = 3000, 60, 300
 DENSE_PROBE = ("fit.epochs=15", "fit.min_steps=500", "fit.patience=3", "fit.batch_size=32", "fit.learning_rate=1e-3")
-TIMED_STEPS = (2, 4, 16)  # the first run is not counted: it also loads libraries and files
+TIMED_STEPS, TIMED_ROUNDS = (4, 16), 3
 Row = dict[str, Any]
 
 
@@ -98,19 +99,43 @@ class Search:
         }  # fmt: skip
         return load_config(PretrainConfig, path, [f"{key}={value}" for key, value in settings.items()])
 
+    def time_steps(self, variants: Sequence[str]) -> None:
+        """Time the variants that are not timed yet: `base` and each of them in turn, so that all have the same load.
+
+        A variant gets the seconds of `base`, as first timed in this folder, times the ratio of the two. So variants
+        that are added later, on a busier machine, have the same budget.
+        """
+        variants = [variant for variant in variants if not self.results.select(kind="timing", variant=variant)]
+        if not variants:
+            return
+        together = [BASE, *(variant for variant in variants if variant != BASE)]
+        for variant in together:
+            self.time_run(variant, 2)  # not counted: it also loads libraries and files
+        rounds = [{variant: self.time_step(variant) for variant in together} for _ in range(TIMED_ROUNDS)]
+        known = self.results.select(kind="timing", variant=BASE)
+        base = known[0]["seconds"] if known else float(np.median([seconds[BASE] for seconds in rounds]))
+        for variant in variants:
+            ratio = float(np.median([seconds[variant] / seconds[BASE] for seconds in rounds]))
+            self.results.add(
+                kind="timing", variant=variant, seconds=base * ratio, ratio=ratio, threads=torch.get_num_threads()
+            )
+
+    def time_step(self, variant: str) -> float:
+        """Return the processor seconds of a step, from the difference of a longer and a shorter run."""
+        few, many = TIMED_STEPS
+        return (self.time_run(variant, many) - self.time_run(variant, few)) / (many - few)
+
+    def time_run(self, variant: str, steps: int) -> float:
+        """Return the processor seconds of a run of `steps` steps."""
+        with tempfile.TemporaryDirectory(dir=self.out) as folder:
+            began = time.process_time()
+            pretrain(self.config(variant, steps, 0, 1), self.pool, Path(folder) / "run", device="cpu")
+            return time.process_time() - began
+
     def seconds_per_step(self, variant: str) -> float:
-        """Return the processor seconds of a step, from the difference of the last two of the timed runs, once."""
-        rows = self.results.select(kind="timing", variant=variant)
-        if not rows:
-            seconds = []
-            for steps in TIMED_STEPS:
-                with tempfile.TemporaryDirectory(dir=self.out) as folder:
-                    began = time.process_time()
-                    pretrain(self.config(variant, steps, 0, 1), self.pool, Path(folder) / "run", device="cpu")
-                    seconds.append(time.process_time() - began)
-            step = (seconds[-1] - seconds[-2]) / (TIMED_STEPS[-1] - TIMED_STEPS[-2])
-            rows = [self.results.add(kind="timing", variant=variant, seconds=step, threads=torch.get_num_threads())]
-        return float(rows[-1]["seconds"])
+        """Return the processor seconds of a step of a variant, which is timed once."""
+        self.time_steps([variant])
+        return float(self.results.select(kind="timing", variant=variant)[-1]["seconds"])
 
     def train(self, variant: str, minutes: float, seed: int) -> Path:
         """Train one run, or continue it; return its folder."""
@@ -245,6 +270,7 @@ def main(words: Sequence[str] | None = None) -> None:
             for seed in arguments.seeds
             for variant in arguments.variants
         ]
+    search.time_steps(sorted({BASE if variant == UNTRAINED else variant for variant, _, _ in plan}))
     for variant, minutes, seed in dict.fromkeys(plan):
         search.judge(variant, minutes, seed, split)
         logger.info("\n" + table(search.results.select(kind="judgement", split=split), columns))

@@ -55,16 +55,33 @@ def test_steps_fill_the_minutes_and_nothing_is_done_twice(
     words = ["--data", str(lesion_manifest), "-o", str(tmp_path), "--variants", "base", "muon", "--minutes", "2"]
     words += ["--masks", "25"]
     search_module.main(words)
-    assert [steps for steps, _ in calls] == [2, 4, 16, 240, 2, 4, 16, 240]
+    assert [steps for steps, _ in calls] == [2, 2] + 3 * [16, 4, 16, 4] + [240, 240]
     table = (tmp_path / "val.md").read_text()
     search_module.main(words)
-    assert len(calls) == 8
+    assert len(calls) == 16
     assert (tmp_path / "val.md").read_text() == table
     search_module.main([*words, "--scaling", "1,2"])
-    assert [steps for steps, _ in calls[8:]] == [120, 120]
+    assert [steps for steps, _ in calls[16:]] == [120, 120]
     search_module.main([*words, "--test"])
-    assert len(calls) == 10  # the finished runs are judged
+    assert len(calls) == 18  # the finished runs are judged
     assert (tmp_path / "test.md").read_text().count("\n") == 2 + 3 - 1  # base is the best: it has one row
+
+
+def test_a_variant_that_is_timed_on_a_busier_machine_has_the_same_budget(
+    search_module: ModuleType, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0, load=1.0)
+
+    def train(config: Any, data: Path, out: Path, **_: Any) -> None:
+        clock.now += clock.load * config.run.steps * (0.25 if config.run.batch_size == 16 else 1)
+
+    monkeypatch.setattr(search_module, "pretrain", train)
+    monkeypatch.setattr(search_module.time, "process_time", lambda: clock.now)
+    search = search_module.Search(lesion_manifest, lesion_manifest, tmp_path, 96, [25])
+    assert search.seconds_per_step("base") == 1
+    clock.load = 1.7
+    assert search.seconds_per_step("muon") == pytest.approx(1)
+    assert search.seconds_per_step("small_batch") == pytest.approx(0.25)
 
 
 def test_an_interrupted_run_continues_and_its_time_counts(
