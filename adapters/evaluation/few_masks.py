@@ -23,7 +23,8 @@ from dinomed.adapters.evaluation.mask_baselines import baseline_guesses, score_b
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import adapter_class
 from dinomed.adapters.fitting.data import Splits, select_split
-from dinomed.adapters.fitting.feature_source import FeatureSource, TrainingBatch, open_feature_source
+from dinomed.adapters.fitting.feature_sources.choose import open_feature_source
+from dinomed.adapters.fitting.feature_sources.source import FeatureSource, TrainingBatch
 from dinomed.adapters.fitting.head_fit import calibration_rows, split_rows
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.segment.config import SegmentConfig

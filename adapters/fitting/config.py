@@ -156,9 +156,9 @@ class TrainConfig(Config):
 
     `augment` (none, auto, general, light, dermoscopy, endoscopy, xray, ultrasound, fundus, or a mapping) augments
     training images. `augment_copies` augmented copies of each image are made, and their features are computed once; 0
-    computes the features of new copies in every epoch; null chooses by the cost
-    (`dinomed.adapters.fitting.feature_source.count_copies`). `tune` (none, last:N, lora, lora:RANK, or a mapping)
-    trains a part of the backbone; images then pass through the backbone in every epoch.
+    computes the features of new copies in every epoch; null chooses by the cost (`count_copies` in
+    `dinomed.adapters.fitting.feature_sources.choose`). `tune` (none, last:N, lora, lora:RANK, or a mapping) trains a
+    part of the backbone; images then pass through the backbone in every epoch.
     """
 
     task: ClassVar[str]

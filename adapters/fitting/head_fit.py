@@ -16,7 +16,8 @@ from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import at_image_size, default_image_size, extract_blocks
 from dinomed.adapters.fitting.config import FEW_VAL_GROUPS, MOST_REFITTED, TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import FeatureSource, open_feature_source
+from dinomed.adapters.fitting.feature_sources.choose import open_feature_source
+from dinomed.adapters.fitting.feature_sources.source import FeatureSource
 from dinomed.adapters.fitting.image_batches import TargetLookup
 from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
 from dinomed.adapters.fitting.optimizers import check_precision, in_precision

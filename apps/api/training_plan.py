@@ -244,7 +244,7 @@ def _count_rows(rows: "Manifest", labels_of: Mapping[str, tuple[str, ...]]) -> P
 
 
 def _copies(fit: "HeadFit") -> int:
-    from dinomed.adapters.fitting.feature_source import count_copies, count_products
+    from dinomed.adapters.fitting.feature_sources.choose import count_copies, count_products
 
     if not fit.feature_parts():
         return 0

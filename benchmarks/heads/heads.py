@@ -25,7 +25,9 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.fitting.build import build_adapter, gather
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, LiveFeatureSource, TrainingBatch
+from dinomed.adapters.fitting.feature_sources.cached import CachedFeatureSource
+from dinomed.adapters.fitting.feature_sources.live import LiveFeatureSource
+from dinomed.adapters.fitting.feature_sources.source import FeatureSource, TrainingBatch
 from dinomed.adapters.fitting.loop import run_epochs
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.fit import prepare_masks

@@ -50,7 +50,7 @@ from dinomed.adapters.fit import fit_head
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, default_image_size
 from dinomed.adapters.fitting.config import TrainConfig, adapter_class
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import MAX_CHEAP_COPIES, MIN_COPIES, open_feature_source
+from dinomed.adapters.fitting.feature_sources.choose import MAX_CHEAP_COPIES, MIN_COPIES, open_feature_source
 from dinomed.adapters.heads.auto import AUTO
 from dinomed.adapters.inference.loader import load_adapter
 from dinomed.adapters.task import find_task

@@ -14,7 +14,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import at_image_size, build_adapter, extract_splits, gather, scaled_size
 from dinomed.adapters.fitting.data import Splits, fit_splits, widen
-from dinomed.adapters.fitting.feature_source import CachedFeatureSource, FeatureSource, Gather
+from dinomed.adapters.fitting.feature_sources.cached import CachedFeatureSource, Gather
+from dinomed.adapters.fitting.feature_sources.source import FeatureSource
 from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
 from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.fitting.optimizers import check_precision

@@ -13,15 +13,15 @@ from dinomed.adapters.fitting.augment import Augment, AugmentConfig, resolve_aug
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
-from dinomed.adapters.fitting.feature_source import (
+from dinomed.adapters.fitting.feature_sources.cached import CopiesFeatureSource
+from dinomed.adapters.fitting.feature_sources.choose import (
     MAX_CHEAP_COPIES,
     MAX_COPIES,
     MIN_COPIES,
-    CopiesFeatureSource,
-    LiveFeatureSource,
     count_copies,
     open_feature_source,
 )
+from dinomed.adapters.fitting.feature_sources.live import LiveFeatureSource
 from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig

@@ -296,7 +296,7 @@ def test_half_precision_trains_as_well_as_float32(
     precision: str, tune: str, place: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On any CPU, where it may be refused to users: autocast and the scaler of gradients are the same code there."""
-    for module in ("head_fit", "feature_source"):
+    for module in ("head_fit", "feature_sources.choose"):
         monkeypatch.setattr(f"dinomed.adapters.fitting.{module}.check_precision", lambda config, device: None)
     seen: list[torch.dtype] = []
     forward = LinearSegmenter.forward
