@@ -21,7 +21,7 @@ from dinomed.images.dicom.write_segmentation import (
     write_segmentation,
 )
 from dinomed.io.pseudonyms import key_check
-from dinomed.volumes.series import have_one_orientation, have_one_spacing, read_frame_places
+from dinomed.volumes.series import have_distinct_positions, have_one_orientation, have_one_spacing, read_frame_places
 
 SEG_FILE = "mask.seg.dcm"
 _MAX_VOXELS = 2**29
@@ -172,6 +172,6 @@ class VideoSegmentation:
             [place.spacing for place in places]
         ):
             raise DinomedError("its frames have several orientations or spacings in the patient")
-        if len({place.position for place in places}) < len(places):
+        if not have_distinct_positions([place.position for place in places]):
             raise DinomedError("several of its frames have one position in the patient, such as those of a time series")
         return places

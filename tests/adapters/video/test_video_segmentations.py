@@ -185,11 +185,25 @@ def test_an_enhanced_image_has_a_segmentation_with_the_places_of_its_frames(tmp_
     tilted = write_enhanced(tmp_path / "tilted.dcm", places, 1e-2)
     done = dinomed.predict(Dark(), tilted, tmp_path / "tilted", dicom_seg=True)
     assert ["several orientations" in reason for _, reason in done.unreadable] == [True]
-    still = write_enhanced(tmp_path / "still.dcm", [1.0] * COUNT)
-    done = dinomed.predict(Dark(), still, tmp_path / "still", dicom_seg=True)
+
+
+@pytest.mark.parametrize("step", [0, 6e-5, 9e-4])  # mm; 6e-5 is the rounding of float32 at 1 m
+def test_frames_of_one_position_have_no_segmentation(step: float, tmp_path: Path) -> None:
+    places = [6.0, 0.0, 8.0, 2.0, 6.0 + step]
+    done = dinomed.predict(Dark(), write_enhanced(tmp_path / "in.dcm", places), tmp_path / "out", dicom_seg=True)
     (reason,) = (reason for _, reason in done.unreadable)
     assert reason.startswith("no DICOM segmentation: several of its frames have one position in the patient")
-    assert len(rows_of(only(tmp_path / "still"))) == COUNT
+    assert len(rows_of(only(tmp_path / "out"))) == COUNT
+    assert not (only(tmp_path / "out") / "mask.seg.dcm").exists()
+
+
+def test_frames_of_close_positions_have_a_segmentation(tmp_path: Path) -> None:
+    places = [0.005 * number for number in range(COUNT)]  # mm, as of optical coherence tomography
+    done = dinomed.predict(Dark(), write_enhanced(tmp_path / "in.dcm", places), tmp_path / "out", dicom_seg=True)
+    assert done.unreadable == []
+    groups = dcmread(only(tmp_path / "out") / "mask.seg.dcm").PerFrameFunctionalGroupsSequence
+    written = sorted(float(group.PlanePositionSequence[0].ImagePositionPatient[2]) for group in groups)
+    assert written == pytest.approx(places, abs=1e-9)  # decimal strings of 16 characters
 
 
 def test_the_patient_is_a_placeholder_kept_or_a_pseudonym(tmp_path: Path) -> None:
