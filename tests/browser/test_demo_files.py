@@ -86,3 +86,42 @@ def test_the_pixel_spacing_of_a_dicom_gives_square_millimetres_and_no_other_file
     visit.upload(tmp_path / "photo.png")
     visit.wait_for_area(AREA)
     assert visit.page.locator("#area-mm-card").is_hidden()
+
+
+def test_a_scale_is_set_by_two_clicks_and_the_length_that_is_typed_after_them(visit, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
+    visit.wait_for_area(AREA)
+    page = visit.page
+    page.locator("#set-scale").click()
+    stage = page.locator(".dm-stage").bounding_box()
+    each = min(stage["width"] / 320, stage["height"] / 240)  # px of the page for a pixel of the picture
+    middle = stage["x"] + stage["width"] / 2, stage["y"] + stage["height"] / 2
+    for x in (-50, 50):
+        page.mouse.click(middle[0] + x * each, middle[1])
+    page.keyboard.press("Enter")
+    assert "a number above 0" in visit.text("scale-hint")
+    page.keyboard.type("20")
+    page.keyboard.press("Enter")
+    page.locator("#area-mm-card").wait_for()
+    assert float(visit.text("area-mm")) == pytest.approx(AREA * 0.2**2, rel=0.03)  # the mouse stops at whole pixels
+
+
+def test_a_scale_is_set_with_the_keyboard_whose_cursor_is_seen(visit, tmp_path: Path) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
+    visit.wait_for_area(AREA)
+    page = visit.page
+    page.locator("#set-scale").press("Enter")
+    visit.wait_until_drawn()
+    before = page.locator("#canvas").screenshot()
+    page.keyboard.press("ArrowLeft")
+    visit.wait_until_drawn()
+    assert page.locator("#canvas").screenshot() != before
+    page.keyboard.press("Enter")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.keyboard.type("20")
+    page.keyboard.press("Enter")
+    page.locator("#area-mm-card").wait_for()

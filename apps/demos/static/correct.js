@@ -141,6 +141,10 @@ class Fill {
   end() {}
 
   cancel() {}
+
+  paint(context, place) {
+    paintCursor(context, place);
+  }
 }
 
 /** Keep the edits for `undo`, and begin new ones if there are none. */

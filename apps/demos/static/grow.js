@@ -110,7 +110,23 @@ function growAgain() {
 
 // ---- cursor
 
-let cursor = null; // {picture, place}: of the arrow keys, in pixels of the picture
+const CURSOR_ARM_PX = 11;
+let cursor = null; // {picture, place, isShown}: of the arrow keys, in pixels of the picture
+
+/** Draw the cursor of the arrow keys, for a tool without a ring; the pointer has a cursor of its own. */
+function paintCursor(context, [x, y]) {
+  if (!cursor || cursor.picture !== current || !cursor.isShown) return;
+  for (const [colour, width] of [["#000000", 4], [RING, 1.5]]) {
+    context.strokeStyle = colour;
+    context.lineWidth = width;
+    context.beginPath();
+    for (const [across, down] of [[CURSOR_ARM_PX, 0], [0, CURSOR_ARM_PX]]) {
+      context.moveTo(x - across, y - down);
+      context.lineTo(x + across, y + down);
+    }
+    context.stroke();
+  }
+}
 
 /** Move the cursor of the chosen tool by a step, or apply the tool at it; returns whether the key is one of the cursor. */
 function moveCursor(key) {
@@ -121,6 +137,7 @@ function moveCursor(key) {
     const middle = viewer.toPicture([viewer.stage.clientWidth / 2, viewer.stage.clientHeight / 2]);
     cursor = { picture: current, place: middle };
   }
+  cursor.isShown = true;
   if (step) {
     const features = viewer.tool instanceof Grow && patchFeatures(current);
     const lengths = features ? [wide / features.columns, tall / features.rows] : [CURSOR_STEP_PX / scale, CURSOR_STEP_PX / scale];
@@ -141,4 +158,5 @@ get(".dm-stage").addEventListener("keydown", (event) => {
   event.preventDefault();
   event.stopImmediatePropagation(); // arrow keys move the picture otherwise
 }, { capture: true });
+get(".dm-stage").addEventListener("pointermove", () => { if (cursor) cursor.isShown = false; });
 if (get("#grow-similarity")) get("#grow-similarity").addEventListener("input", growAgain);

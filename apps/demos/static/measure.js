@@ -119,15 +119,25 @@ class Ruler {
     const next = !line || line.to ? { ruler: true, from: point, to: null } : { ...line, to: point };
     viewer.lines = [...viewer.lines.filter((each) => !each.ruler), next];
     get("#scale-form").hidden = !next.to;
-    if (next.to) get("#scale-mm").focus();
     viewer.draw();
   }
 
   move() {}
 
-  end() {}
+  end() {
+    askLength();
+  }
 
   cancel() {}
+
+  paint(context, place) {
+    paintCursor(context, place);
+  }
+}
+
+/** Move the focus to the length of a complete line. */
+function askLength() {
+  if (viewer.tool === ruler && viewer.lines.some((line) => line.ruler && line.to)) get("#scale-mm").focus();
 }
 
 const ruler = new Ruler();
@@ -145,6 +155,8 @@ function useRuler(on) {
   viewer.useTool(on ? ruler : null);
   get("#set-scale").setAttribute("aria-pressed", on);
   get("#scale-hint").hidden = !on;
+  get("#scale-hint").textContent = TEXT.scale_hint;
+  if (on) get(".dm-stage").focus({ preventScroll: true }); // for the arrow keys
   if (!on) {
     viewer.lines = viewer.lines.filter((line) => !line.ruler);
     get("#scale-form").hidden = true;
@@ -156,7 +168,10 @@ function useRuler(on) {
 function setScale() {
   const [line] = viewer.lines.filter((each) => each.ruler), length = Number(get("#scale-mm").value);
   const pixels = line && line.to ? Math.hypot(line.to[0] - line.from[0], line.to[1] - line.from[1]) : 0;
-  if (!(length > 0) || !(pixels >= 1) || !current) return;
+  if (!(length > 0) || !(pixels >= 1) || !current) {
+    get("#scale-hint").textContent = TEXT[pixels >= 1 ? "scale_no_length" : "scale_no_line"];
+    return;
+  }
   current.spacing = [length / pixels, length / pixels];
   current.isMeasured = true;
   viewer.spacing = current.spacing;
@@ -164,6 +179,7 @@ function setScale() {
   if (current.levels) outline();
 }
 
+get(".dm-stage").addEventListener("click", askLength); // a press of the mouse or a tap focuses the viewer after `end`
 get("#set-scale").addEventListener("click", () => useRuler(viewer.tool !== ruler));
 get("#scale-ok").addEventListener("click", setScale);
 get("#scale-mm").addEventListener("keydown", (event) => event.key === "Enter" && setScale());
