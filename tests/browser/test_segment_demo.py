@@ -117,6 +117,16 @@ def test_an_empty_viewer_opens_a_file_by_a_click_and_does_not_zoom(visit, spot: 
     assert all(zoom.is_enabled() for zoom in zooms)
 
 
+def test_a_download_can_be_tried_again_after_the_server_was_lost(visit, spot: Path) -> None:
+    visit.upload(spot)
+    visit.wait_for_area(WIDE)
+    visit.page.route("**/component_server**", lambda route: route.abort())
+    visit.page.locator("#download").click()
+    visit.page.wait_for_selector("#panel-segment .message.error")
+    visit.page.unroute("**/component_server**")
+    assert visit.download()[1].shape == (240, 320)
+
+
 def test_zoom_and_pan_by_wheel_and_keyboard(visit, spot: Path) -> None:
     visit.upload(spot)
     visit.wait_for_area(WIDE)
@@ -190,14 +200,8 @@ def test_regions_are_listed_and_small_ones_left_out(visit, tmp_path: Path) -> No
     Image.fromarray(pixels).save(tmp_path / "three.png")
     visit.upload(tmp_path / "three.png")
     visit.wait_for_area(3600 + 400)
-    assert visit.page.locator("#lesions li").all_inner_texts()[0].split() == [
-        "Region",
-        "1",
-        "3,600",
-        "px",
-        "·",
-        "4.50%",
-    ]
+    first = visit.page.locator("#lesions li").all_inner_texts()[0]
+    assert first.split() == ["Region", "1", "3,600", "px²", "·", "4.50%"]
     visit.keep_everything()
     visit.wait_for_area(3600 + 400 + 9)
     assert visit.page.locator("#lesions li").count() == 3

@@ -133,14 +133,14 @@ def test_the_window_of_a_picture_is_gone_with_it_and_8_bit_colour_has_none(ct: A
     deep = np.full((SIDE, SIDE), 3000, np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
     ct.upload(tmp_path / "deep.png")
-    page.wait_for_function(CHOSEN, arg="Centre 2047.5, width 4095 values of the file")
+    page.wait_for_function(CHOSEN, arg="Centre 2047.5, width 4095 (values of the file)")
     page.locator("#window-center").fill("12345")
     page.locator("#window-width").fill("65535")
     page.locator("#window-width").blur()
-    page.wait_for_function(CHOSEN, arg="Centre 12345, width 65535 values of the file")
+    page.wait_for_function(CHOSEN, arg="Centre 12345, width 65535 (values of the file)")
     assert [page.locator(name).input_value() for name in ("#window-center", "#window-width")] == ["12345", "65535"]
     page.locator("#window-reset").click()
-    page.wait_for_function(CHOSEN, arg="Centre 2047.5, width 4095 values of the file")
+    page.wait_for_function(CHOSEN, arg="Centre 2047.5, width 4095 (values of the file)")
     assert gray_at(ct, 100, 100) == pytest.approx(255 * 3000 / 4095, abs=2)
     Image.new("RGB", (64, 48), (180, 170, 160)).save(tmp_path / "photo.png")
     held: list[Any] = []

@@ -82,6 +82,13 @@ async function open(source) {
   await ask(null);
 }
 
+/** Call a function of the server. Without a connection Gradio returns undefined, which is a failure here. */
+async function callServer(name, request) {
+  const answer = await server[name](request);
+  if (!answer) throw new Error(TEXT.server_lost);
+  return answer;
+}
+
 /** Ask for the results of some panels, or of all. */
 async function ask(panels) {
   const picture = current;
@@ -95,7 +102,7 @@ async function ask(panels) {
   }
   let answer;
   try {
-    answer = await server.look({ id: picture.id, visit, path: picture.path, frame: picture.frame, panels, settings });
+    answer = await callServer("look", { id: picture.id, visit, path: picture.path, frame: picture.frame, panels, settings });
   } catch (problem) {
     answer = { id: picture.id, error: box(TEXT.server_lost) };
   }

@@ -81,7 +81,7 @@ const uploadForBatch = (file) => sendFile(file, `batch-${newId()}`);
 async function askForBatch(name, request) {
   let answer;
   try {
-    answer = await server[name]({ id: newId(), ...request });
+    answer = await callServer(name, { id: newId(), ...request });
   } catch (problem) {
     throw new Error(TEXT.server_lost);
   }

@@ -193,7 +193,7 @@ async function decide(decision) {
   const request = { id: picture.id, visit, path: picture.path, frame: picture.frame, key: picture.key, threshold: threshold(), edits: editRuns(picture) };
   let answer;
   try {
-    answer = await server.save({ ...request, ...rules, decision, reviewer: get("#reviewer").value });
+    answer = await callServer("save", { ...request, ...rules, decision, reviewer: get("#reviewer").value });
   } catch (problem) {
     answer = { id: picture.id, error: box(TEXT.server_lost) };
   }

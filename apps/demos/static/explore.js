@@ -104,14 +104,15 @@ function exploreMatch(panel, result, shown) {
   const context = canvas.getContext("2d"), left = [0, widths[0] + gap];
   shown.slice(0, 2).forEach(({ image }, at) => context.drawImage(image, left[at], 0, widths[at], height));
   const place = (row, column, at) => [left[at] + ((column + 0.5) * widths[at]) / columns, ((row + 0.5) * height) / rows];
-  context.font = "600 14px system-ui, sans-serif";
+  const each = canvas.width / (panel.clientWidth || get(".dm-inspect").clientWidth); // pixels of the canvas for one of the page
+  context.font = `600 ${10 * each}px system-ui, sans-serif`;
   context.textAlign = "center";
   context.textBaseline = "middle";
   result.matches.map((match, at) => [match, at + 1]).reverse().forEach(([match, number]) => {
     const ends = [place(match[0], match[1], 0), place(match[2], match[3], 1)], hue = (183 + 137.5 * (number - 1)) % 360;
-    for (const [colour, width] of [["#000000", 4], [`hsl(${hue} 95% 65%)`, 2]]) {
+    for (const [colour, width] of [["#000000", 3], [`hsl(${hue} 95% 65%)`, 1.5]]) {
       context.strokeStyle = colour;
-      context.lineWidth = width;
+      context.lineWidth = width * each;
       context.beginPath();
       context.moveTo(...ends[0]);
       context.lineTo(...ends[1]);
@@ -119,10 +120,11 @@ function exploreMatch(panel, result, shown) {
     }
     for (const end of ends) {
       context.beginPath();
-      context.arc(...end, 11, 0, 7);
+      context.arc(...end, 8 * each, 0, 7);
       context.fillStyle = `hsl(${hue} 95% 65%)`;
       context.fill();
       context.strokeStyle = "#000000";
+      context.lineWidth = each;
       context.stroke();
       context.fillStyle = "#000000";
       context.fillText(String(number), ...end);
@@ -144,7 +146,7 @@ const thumbs = new Map(); // place on the map -> data URL, or null for a missing
 
 const askServer = async (name, request) => {
   try {
-    return await server[name]({ id: newId(), ...request });
+    return await callServer(name, { id: newId(), ...request });
   } catch (problem) {
     return { error: TEXT.server_lost };
   }
@@ -170,7 +172,7 @@ async function loadMap() {
     if (get("#map").hidden || get("#map-method").value !== method) return;
   } while (answer.computing);
   if (!answer.points) {
-    status.textContent = TEXT.map_failed;
+    status.textContent = answer.error === TEXT.server_lost ? TEXT.server_lost : TEXT.map_failed;
     return;
   }
   const column = mapped ? get("#map-column").value : answer.chosen;

@@ -38,7 +38,7 @@ async function measureCase(next) {
   next.isMeasured = true; // also without a result: it is not asked for again
   try {
     const path = await sendFile(next.file, `batch-${newId()}`);
-    const answer = await server.rank({ id: newId(), path, settings });
+    const answer = await callServer("rank", { id: newId(), path, settings });
     if (Number.isFinite(answer.uncertainty)) next.uncertainty = answer.uncertainty;
     if (answer.judged && queue.includes(next)) queue.splice(queue.indexOf(next), 1);
   } catch (problem) {

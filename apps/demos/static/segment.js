@@ -79,7 +79,7 @@ async function measure(file = false) {
   const rules = { min_share: Number(get("#min-share").value), largest_only: get("#largest").checked };
   let answer;
   try {
-    answer = await server.mask({ id: picture.id, key: picture.key, threshold: value, file, edits: editRuns(picture), ...rules });
+    answer = await callServer("mask", { id: picture.id, key: picture.key, threshold: value, file, edits: editRuns(picture), ...rules });
   } catch (problem) {
     answer = { id: picture.id, error: box(TEXT.server_lost) };
   }

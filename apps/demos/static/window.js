@@ -7,7 +7,7 @@ let gray = null; // {picture, codes, size, low, step, inverted, unit, options, s
 async function askValues(picture) {
   let answer;
   try {
-    answer = await server.values({ id: picture.id, visit, path: picture.path, frame: picture.frame });
+    answer = await callServer("values", { id: picture.id, visit, path: picture.path, frame: picture.frame });
   } catch (problem) {
     return; // the picture stays in the window of its file
   }
