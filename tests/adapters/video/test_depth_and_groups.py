@@ -170,6 +170,7 @@ def test_abstention_is_of_the_whole_video_and_compares_its_confidence(
     done: Any = dinomed.predict(adapter, colours, tmp_path / "out", **options)
     for answer in done.answers:
         confidence = max(answer["probabilities"].values())
+        assert answer["confidence"] == pytest.approx(confidence, abs=2e-6)  # both have 6 decimals
         assert answer["abstained"] is (confidence < answer["abstention_threshold"])
         assert "frames_abstained" not in answer
         assert "abstained" not in rows_of(tmp_path / "out" / answer["video"])[0]

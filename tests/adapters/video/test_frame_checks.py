@@ -12,12 +12,13 @@ from PIL import Image
 
 import dinomed
 from dinomed.adapters.video.checks import FrameChecks
+from dinomed.errors import UsageError
 from dinomed.features.familiarity.reference import Familiarity
-from dinomed.metrics.uncertainty.abstention import AbstentionRule
+from dinomed.metrics.uncertainty.abstention import AbstentionRule, AbstentionTable
 from dinomed.video.write import writing_video
 
 tools = runpy.run_path(str(Path(__file__).with_name("written.py")))
-rows_of, only = tools["rows_of"], tools["only"]
+Dark, rows_of, masks_in, only = tools["Dark"], tools["rows_of"], tools["masks_in"], tools["only"]
 SIZE, COUNT, ODD = (40, 48), 12, 8
 CHECKS = ("abstained", "unlike_training", "distance_percentile")
 Run = Callable[..., tuple[int, str, str]]
@@ -56,6 +57,77 @@ def test_frames_are_judged_as_images_are(user_folder: Path, video: Path, tmp_pat
     assert answer["unlike_training"] is True
     assert answer["frames_abstained"] == done.abstained == sum(abstained)
     assert answer["abstained"] is (answer["confidence"] < answer["abstention_threshold"])
+    if adapter == "cls":
+        highest = max(answer["probabilities"].values())
+        assert answer["confidence"] == pytest.approx(highest, abs=2e-6)  # both have 6 decimals
+
+
+class Sure(Dark):  # type: ignore[valid-type, misc]
+    """A stand-in whose confidence is the median probability of a frame: 1 for black, 0 for white."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = {"thresholds": (0.5, 0.1), "coverages": (0.7, 1.0), "risks": (0.1, 0.2)}
+        self.abstention = AbstentionTable(loss="loss", **table)
+
+    def confidence(self, probabilities: np.ndarray) -> float:
+        return float(np.median(probabilities))
+
+
+GRAYS = {"a.avi": [0, 0, 200, 0, 220], "b.avi": [200, 0, 200, 210]}
+"""Gray value of each frame of two videos, with a black corner; above 127 a frame is abstained at the threshold 0.5."""
+
+
+@pytest.fixture(scope="module")
+def gray_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gray")
+    for name, grays in GRAYS.items():
+        with writing_video(folder / name, SIZE, 10, lossless=True) as append:
+            for gray in grays:
+                frame = np.full(SIZE, gray, np.uint8)
+                frame[:8, :8] = 0  # a lesion
+                append(frame)
+    return folder
+
+
+def test_abstained_frames_keep_their_rows_and_masks_and_are_counted(gray_videos: Path, tmp_path: Path) -> None:
+    done: Any = dinomed.predict(Sure(), gray_videos, tmp_path / "out", abstain=0.3)
+    expected = {"a.avi": (["no", "no", "yes", "no", "yes"], False), "b.avi": (["yes", "no", "yes", "yes"], True)}
+    for path, group in done.groups.items():
+        (answer,) = (answer for answer in done.answers if answer["video"] == group)
+        (cells, abstained), grays = expected[Path(path).name], GRAYS[Path(path).name]
+        assert [row["abstained"] for row in rows_of(done.folder / group)] == cells
+        masks = masks_in(done.folder / group / "mask.avi")
+        assert [mask.all() for mask in masks] == [gray < 128 for gray in grays]
+        assert all(mask[:8, :8].all() for mask in masks)  # of abstained frames too
+        assert (answer["frames"], answer["frames_abstained"]) == (len(cells), cells.count("yes"))
+        assert answer["confidence"] == pytest.approx(1 - np.mean(grays) / 255, abs=1e-6)  # 6 decimals
+        assert answer["abstained"] is abstained
+    assert (done.images, done.abstained, done.abstained_videos) == (9, 5, 1)
+    report = done.report()
+    assert (report["frames"], report["abstained_frames"], report["abstained_videos"]) == (9, 5, 1)
+    assert done.abstained_text().startswith("Abstained: 5 of 9 frames, 1 of 2 videos. A frame is abstained if")
+
+
+def test_abstained_frames_of_finished_videos_are_counted_after_an_interruption(
+    gray_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = Sure.predict
+
+    def stop(self: Any, images: Any) -> Any:
+        if self.seen >= len(GRAYS["a.avi"]):
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sure, "predict", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dinomed.predict(Sure(), gray_videos, tmp_path / "out", abstain=0.3)
+    for other in ({}, {"abstain": 0}):
+        with pytest.raises(UsageError, match="holds an unfinished prediction"):
+            dinomed.predict(Sure(), gray_videos, tmp_path / "out", **other)
+    done: Any = dinomed.predict(Sure(), gray_videos, tmp_path / "out", abstain=0.3)
+    assert (done.kept, done.images, done.abstained, done.abstained_videos) == (1, 9, 5, 1)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def write_cine(path: Path, **elements: object) -> Path:
     return Path(write_dicom(path, frames, **UIDS | elements))
 
 
+class Inside(Dark):  # type: ignore[valid-type, misc]
+    """`Dark` with the lesion as the class a, and all other pixels as the class b."""
+
+    def __init__(self) -> None:
+        super().__init__("a", "b")
+
+    def predict(self, images: Any) -> list[Any]:
+        results: list[Any] = super().predict(images)
+        for result in results:
+            result.masks["b"] = 1 - result.masks["a"]
+        return results
+
+
 def sources(plain: Any) -> list[tuple[str, int]]:
     """The image and the frame that each frame of a segmentation names."""
     items = [
@@ -63,6 +76,8 @@ def test_a_cine_has_a_segmentation_whose_frames_name_those_of_the_file(tmp_path:
     groups = plain.PerFrameFunctionalGroupsSequence
     indices = [list(group.FrameContentSequence[0].DimensionIndexValues) for group in groups]
     assert indices == [[1, number] for number in range(1, COUNT + 1)]
+    places = [int(group.FrameContentSequence[0].InStackPositionNumber) for group in groups]
+    assert places == list(range(1, COUNT + 1))
     assert len(plain.DimensionIndexSequence) == 2
     assert "PixelMeasuresSequence" not in plain.SharedFunctionalGroupsSequence[0]  # the file states no spacing
     assert "FrameOfReferenceUID" not in plain
@@ -75,23 +90,28 @@ def test_a_cine_has_a_segmentation_whose_frames_name_those_of_the_file(tmp_path:
     assert len(set(ours.planes)) == COUNT
     content = path.read_bytes()
     assert [value for value in ("Planted", *PLANTED.values()) if str(value).encode() in content] == []
-    several = dinomed.predict(Dark("a", "b"), video, tmp_path / "several", dicom_seg=True)
+    several = dinomed.predict(Inside(), video, tmp_path / "several", dicom_seg=True)
     path = only(tmp_path / "several") / "mask.seg.dcm"
     plain = dcmread(path)
     assert [segment.SegmentLabel for segment in plain.SegmentSequence] == ["a", "b"]
-    assert np.array_equal(plain.pixel_array, np.concatenate([expected, expected]))
+    assert np.array_equal(plain.pixel_array, np.concatenate([expected, 1 - expected]))
     planes = hd.seg.segread(path).get_pixels_by_source_frame("1.2.3", order, ignore_spatial_locations=True)
-    assert np.array_equal(planes, np.stack([expected[np.array(order) - 1]] * 2, axis=-1))
+    ordered = expected[np.array(order) - 1]
+    assert np.array_equal(planes, np.stack([ordered, 1 - ordered], axis=-1))
     dinomed.predict(Dark("a", "b"), video, several.folder, overwrite=True)
     assert not path.exists()
 
 
-def test_the_pixel_spacing_of_a_cine_is_that_of_its_segmentation(tmp_path: Path) -> None:
-    video = write_cine(tmp_path / "in.dcm", PixelSpacing=[0.5, 0.25])
+@pytest.mark.parametrize("shared", [False, True], ids=["in the image", "in its functional groups"])
+def test_the_pixel_spacing_of_a_cine_is_that_of_its_segmentation(shared: bool, tmp_path: Path) -> None:
+    measures, groups = Dataset(), Dataset()
+    measures.PixelSpacing, groups.PixelMeasuresSequence = [0.5, 0.25], [measures]
+    elements = {"SharedFunctionalGroupsSequence": [groups]} if shared else {"PixelSpacing": [0.5, 0.25]}
+    video = write_cine(tmp_path / "in.dcm", **elements)
     dinomed.predict(Dark(), video, tmp_path / "out", dicom_seg=True)
-    (shared,) = dcmread(only(tmp_path / "out") / "mask.seg.dcm").SharedFunctionalGroupsSequence
-    assert list(shared.PixelMeasuresSequence[0].PixelSpacing) == [0.5, 0.25]
-    assert "PlaneOrientationSequence" not in shared
+    (written,) = dcmread(only(tmp_path / "out") / "mask.seg.dcm").SharedFunctionalGroupsSequence
+    assert list(written.PixelMeasuresSequence[0].PixelSpacing) == [0.5, 0.25]
+    assert "PlaneOrientationSequence" not in written
 
 
 def test_frames_of_other_numbers_or_sizes_or_of_a_damaged_video_are_refused(tmp_path: Path) -> None:
@@ -141,8 +161,9 @@ def test_a_video_stream_in_a_dicom_file_has_a_segmentation_if_its_header_counts_
     assert any(reason.startswith("no DICOM segmentation: frames may be missing before others") for reason in reasons)
 
 
-def write_enhanced(path: Path, positions: list[float], tilt: float = 0) -> Path:
-    """Write an enhanced image; with `tilt`, frames have orientations that differ by it, or by a multiple of it."""
+def write_enhanced(path: Path, positions: list[float], tilt: float = 0, stretch: float = 0) -> Path:
+    """Write an enhanced image; with `tilt` or `stretch`, the frames have orientations or spacings that differ by it, or
+    by a multiple of it."""
     shared, measures, plane, groups = Dataset(), Dataset(), Dataset(), []
     measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25], 2
     plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
@@ -153,6 +174,10 @@ def write_enhanced(path: Path, positions: list[float], tilt: float = 0) -> Path:
             plane = Dataset()
             plane.ImageOrientationPatient = [1, tilt * number, 0, 0, 1, 0]
             group.PlaneOrientationSequence = [plane]
+        if stretch:
+            measures = Dataset()
+            measures.PixelSpacing, measures.SliceThickness = [0.5, 0.25 + stretch * number], 2
+            group.PixelMeasuresSequence = [measures]
         position.ImagePositionPatient = [1, 2, place]
         group.PlanePositionSequence = [position]
         groups.append(group)
@@ -172,6 +197,7 @@ def test_an_enhanced_image_has_a_segmentation_with_the_places_of_its_frames(tmp_
     assert np.array_equal(plain.pixel_array, expected[np.array(numbers) - 1])
     for number, group in zip(numbers, plain.PerFrameFunctionalGroupsSequence, strict=True):
         assert list(group.PlanePositionSequence[0].ImagePositionPatient) == [1, 2, places[number - 1]]
+    assert plain.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == 2
     volume = hd.seg.segread(path).get_volume(combine_segments=True)
     assert volume.spacing == pytest.approx((2, 0.5, 0.25))
     along = np.argsort(places) if volume.affine[2, 0] > 0 else np.argsort(places)[::-1]
@@ -185,6 +211,16 @@ def test_an_enhanced_image_has_a_segmentation_with_the_places_of_its_frames(tmp_
     tilted = write_enhanced(tmp_path / "tilted.dcm", places, 1e-2)
     done = dinomed.predict(Dark(), tilted, tmp_path / "tilted", dicom_seg=True)
     assert ["several orientations" in reason for _, reason in done.unreadable] == [True]
+
+
+def test_frames_of_several_spacings_have_no_segmentation(tmp_path: Path) -> None:
+    places = [6.0, 0.0, 8.0, 2.0, 4.0]
+    for stretch, reasons in (
+        (1e-2, ["no DICOM segmentation: its frames have several orientations or spacings in the patient"]),
+        (1e-5, []),  # rounding
+    ):
+        video, out = write_enhanced(tmp_path / "in.dcm", places, stretch=stretch), tmp_path / str(stretch)
+        assert [reason for _, reason in dinomed.predict(Dark(), video, out, dicom_seg=True).unreadable] == reasons
 
 
 @pytest.mark.parametrize("step", [0, 6e-5, 9e-4])  # mm; 6e-5 is the rounding of float32 at 1 m
@@ -217,6 +253,17 @@ def test_the_patient_is_a_placeholder_kept_or_a_pseudonym(tmp_path: Path) -> Non
         assert dcmread(only(tmp_path / name) / "mask.seg.dcm").PatientID.startswith(patient)
 
 
+def test_files_of_a_study_have_numbers_and_the_patient_that_one_of_them_names(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, patient in (("a.dcm", ""), ("b.dcm", "P7")):
+        write_cine(tmp_path / "in" / name, PatientID=patient)
+    (tmp_path / "id.key").write_bytes(b"A" * 16)
+    done: Any = dinomed.predict(Dark(), tmp_path / "in", tmp_path / "out", dicom_seg=True, id_key=tmp_path / "id.key")
+    written = {Path(path).name: dcmread(done.folder / group / "mask.seg.dcm") for path, group in done.groups.items()}
+    assert {name: int(plain.InstanceNumber) for name, plain in written.items()} == {"a.dcm": 1, "b.dcm": 2}
+    assert {plain.PatientID for plain in written.values()} == {pseudonym("P7", b"A" * 16)}
+
+
 def test_what_has_no_segmentation_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     video = write_cine(tmp_path / "in" / "a.dcm")
@@ -242,6 +289,38 @@ def test_what_has_no_segmentation_is_refused_in_one_line(tmp_path: Path, monkeyp
     monkeypatch.setattr(dicom_seg, "_MAX_VOXELS", 27 * 31 * 4)
     with pytest.raises(DinomedError, match=r"no DICOM segmentation: .* pixels in all frames and classes, over"):
         dinomed.predict(Dark(), video, tmp_path / "large", dicom_seg=True)
+    monkeypatch.setattr(dicom_seg, "_MAX_VOXELS", 27 * 31 * COUNT)
+    with pytest.raises(DinomedError, match=r"no DICOM segmentation: .* pixels in all frames and classes, over"):
+        dinomed.predict(Dark("a", "b"), video, tmp_path / "large", dicom_seg=True)
+    assert dinomed.predict(Dark(), video, tmp_path / "small", dicom_seg=True).unreadable == []
+
+
+def test_an_interrupted_call_is_continued_with_the_same_segmentations_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.dcm", "b.dcm"):
+        write_cine(tmp_path / "in" / name, SeriesDescription=name)
+    (tmp_path / "id.key").write_bytes(b"A" * 16)
+    predict = Dark.predict
+
+    def stop(self: Any, images: Any) -> Any:
+        if self.seen >= COUNT:  # in the second file
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dark, "predict", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dinomed.predict(Dark(), tmp_path / "in", tmp_path / "out", dicom_seg=True)
+    seg: dict[str, Any] = {"dicom_seg": True}
+    others: list[dict[str, Any]] = [{}, seg | {"keep_ids": True}, seg | {"id_key": tmp_path / "id.key"}]
+    for options in others:
+        with pytest.raises(UsageError, match="holds an unfinished prediction"):
+            dinomed.predict(Dark(), tmp_path / "in", tmp_path / "out", **options)
+    done: Any = dinomed.predict(Dark(), tmp_path / "in", tmp_path / "out", dicom_seg=True)
+    assert done.kept == 1
+    assert all((done.folder / group / "mask.seg.dcm").is_file() for group in done.groups.values())
 
 
 def test_only_a_segmenter_has_segmentations(user_folder: Path, tmp_path: Path) -> None:
