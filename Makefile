@@ -77,10 +77,15 @@ $(BIN)/python:
 # .installed-run, .installed-test and .installed-dev: the package alone, or with that extra. uv takes a quarter of
 # pip's time; where it cannot be had, pip does the same. Byte code is compiled at once, as pip does: where Python may
 # not write it (PYTHONDONTWRITEBYTECODE, a read-only folder), each start would compile torch again, for 20 s and more.
+# The mode `compat` of setuptools adds this folder to Python's path. Its default mode adds a finder that is asked last: next
+# to a clone named `dinomed`, `import dinomed` would take that folder as an empty package. An unpacked source distribution
+# has no links in `dinomed/`, so it needs the finder.
+EDITABLE := $(if $(wildcard dinomed/adapters/__init__.py),--config-settings editable_mode=compat )-e
+
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing dinomed into $(VENV): a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "uv cannot be had; using pip"
 	@if [ -x $(BIN)/uv ]; then installer="$(BIN)/uv pip install --compile-bytecode --python $(BIN)/python"; \
 	else installer="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
-	set -x; $$installer $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e ".$(if $(filter run,$*),,[$*])"
+	set -x; $$installer $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(EDITABLE) ".$(if $(filter run,$*),,[$*])"
 	@touch $@
