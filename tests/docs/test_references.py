@@ -72,3 +72,26 @@ def test_the_page_of_a_job_has_all_its_settings(job: str) -> None:
     assert len(names) > 10
     assert names - set(re.findall(r"^\| `([\w.]+)` \|", page, re.M)) == set()
     assert re.findall(r"^\| `[^|]*\| *\|.*|.*\|\s*\|$", page, re.M) == []  # no empty cell
+
+
+def github_anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = (re.sub(r"\[(.*?)\]\(.*?\)", r"\1", line) for line in re.findall(r"^#+ +(.*?) *$", text, re.M))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_anchor_of_a_link_exists_on_github_too() -> None:
+    pages = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+    links = [
+        (page, match[1], match[2])
+        for page in pages
+        for match in re.finditer(r"\]\(([\w./-]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) > 40
+    missing = [
+        f"{page.name}: {target or ''}#{anchor}"
+        for page, target, anchor in links
+        if anchor not in github_anchors(page.parent / target if target else page)
+    ]
+    assert missing == []
