@@ -94,6 +94,19 @@ def test_axe_finds_no_violation_beside_frames_and_tools_of_correction(
     assert find_violations(visit.page) == []
 
 
+def test_a_chosen_tool_looks_chosen_under_the_pointer_too(visit: Any, cine: Path) -> None:
+    visit.upload(cine)
+    visit.wait_for_area(AREAS[0])
+    brush = visit.page.locator("[data-tool=brush]")
+    colours = "node => { const { color, backgroundColor } = getComputedStyle(node); return [color, backgroundColor]; }"
+    brush.click()
+    visit.page.wait_for_timeout(300)  # for transitions
+    under = brush.evaluate(colours)
+    visit.page.mouse.move(1, 1)
+    visit.page.wait_for_timeout(300)
+    assert brush.evaluate(colours) == under
+
+
 def test_the_viewer_stays_in_sight_while_a_tool_far_down_is_used(visit: Any, tmp_path: Path) -> None:
     visit.page.set_viewport_size({"width": 1280, "height": 844})
     Image.fromarray(FRAMES[0]).save(tmp_path / "photo.png")
