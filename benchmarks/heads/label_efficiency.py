@@ -17,6 +17,9 @@ Everyone gets the same images and
 - ``--seconds``: the same processor seconds, with the features and their augmented copies included; or
 - ``--free``: as long as it wants: a head its default length, the U-Net ``--steps`` steps of 8.
 
+A backbone may have been pretrained on the train split of the manifest, so without labels on some images of the other
+source. Those that are in no train split are reported a second time by themselves.
+
 HAM10000 holds images of one device that only took follow-up pictures in Vienna (``dx_type=follow_up``); they stand for
 another source where no other masks are at hand. ``dinomed scan --keep dx_type`` keeps the column.
 
@@ -35,8 +38,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +85,14 @@ class Sources:
     same: Manifest
     other: Manifest
 
-    def tests(self) -> Iterator[tuple[str, Manifest]]:
-        yield from (("same", self.same), ("other", self.other))
+    def test(self, score: Callable[[Manifest, str], Row]) -> dict[str, Row]:
+        """Return the scores of the images of each source; "unseen": those of the other one outside of train, if the
+        others may have been in pretraining."""
+        tests = {"same": score(self.same, "same"), "other": score(self.other, "other")}
+        unseen = [split != "train" for split in self.other.column("split")]
+        if any(unseen) and not all(unseen):
+            tests["unseen"] = {name: list(compress(cells, unseen)) for name, cells in tests["other"].items()}
+        return tests
 
 
 def split_sources(manifest: Manifest, other: str | None, other_data: Manifest | None, most: int) -> Sources:
@@ -147,7 +157,7 @@ class Bench:
             result = fit_head(self.backbone, images, Path(folder) / "adapter", config, cache=cache)
             trained = time.process_time() - began
             predictor = load_adapter(result.folder, backbone=self.place)
-            tests = {source: score(self.task, predictor, rows, source) for source, rows in self.sources.tests()}
+            tests = self.sources.test(lambda rows, source: score(self.task, predictor, rows, source))
             learned = sum(parameter.numel() for parameter in predictor.adapter.parameters())
         return {"spent": {"features": spent, "fit": trained}, "parameters": learned, "copies": config.augment_copies,
                 "epoch": result.epoch} | tests  # fmt: skip
@@ -181,7 +191,7 @@ class Bench:
         network, steps = fit(images, self.unet_size, seed, seconds=seconds, steps=self.steps, encoder=self.encoder)
         trained = time.process_time() - began
         measure = scratch.score_unet if self.task == "segment" else scratch.score_resnet
-        tests = {source: measure(network, rows, self.unet_size) for source, rows in self.sources.tests()}
+        tests = self.sources.test(lambda rows, _: measure(network, rows, self.unet_size))
         learned = sum(parameter.numel() for parameter in network.parameters())
         return {
             "spent": {"features": 0.0, "fit": trained},

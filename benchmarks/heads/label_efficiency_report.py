@@ -13,7 +13,11 @@ from dinomed.apps.pages.plots import bands
 from dinomed.html.page import build_page, build_table, heading, paragraph
 from dinomed.io.files import write_text
 
-SOURCES = {"same": "same source", "other": "another source"}
+SOURCES = {
+    "same": "same source",
+    "other": "another source",
+    "unseen": "another source, outside of train",  # the backbone has not seen them
+}
 METRIC = {"segment": "mean Dice", "classify": "macro AUROC"}
 DIFFERENCES = (
     "Differences between the same images and draws, above 0 where the head is better; in parentheses as above."
@@ -49,6 +53,11 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
     write_text(folder / "index.html", build_page("Label efficiency", parts))
 
 
+def sources_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the sources that all rows were tested on, with their names."""
+    return {source: name for source, name in SOURCES.items() if all(source in row for row in rows)}
+
+
 def length_word(seconds: float | None) -> str:
     """Return the length of a run as text."""
     return "as long as each wants" if seconds is None else f"{seconds:g} processor seconds each"
@@ -66,14 +75,15 @@ def note(task: str) -> str:
 
 def build_cells(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of the table: one row a head, two columns a number of images."""
-    columns = ["head", *(f"{count}: {name}" for count in counts for name in (*SOURCES.values(), "s"))]
+    sources = sources_of(rows)
+    columns = ["head", *(f"{count}: {name}" for count in counts for name in (*sources.values(), "s"))]
     draws = max(len({row["draw"] for row in rows}), 1)
     table = []
     for head in dict.fromkeys(row["head"] for row in rows):
         line = [head]
         for count in counts:
             runs = [row for row in rows if row["head"] == head and row["count"] == count]
-            for source in SOURCES:
+            for source in sources:
                 mean, low, high, number = summarize([row[source] for row in runs])
                 fewer = f", {number} of {draws}" if number < draws and count != "all" else ""
                 line.append(f"{mean:.3f} ({low:.3f} to {high:.3f}{fewer})" if number else "")
@@ -86,9 +96,10 @@ def build_cells(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], 
 def build_differences(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of the differences between each head and the network from scratch, over the draws
     that both have."""
+    sources = sources_of(rows)
     columns = [
         "difference to the network from scratch",
-        *(f"{count}: {name}" for count in counts for name in SOURCES.values()),
+        *(f"{count}: {name}" for count in counts for name in sources.values()),
     ]
     runs = {(row["head"], row["count"], row["draw"]): row for row in rows}
     scratch = next((row["head"] for row in rows if row["head"].endswith("from scratch")), None)
@@ -102,7 +113,7 @@ def build_differences(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[
                 for draw in draws
                 if (scratch, count, draw) in runs
             ]
-            for source in SOURCES:
+            for source in sources:
                 mean, low, high, number = summarize_differences(
                     [(ours[source], theirs[source]) for ours, theirs in pairs]
                 )
@@ -115,7 +126,7 @@ def build_differences(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[
 def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str) -> list[str]:
     """Return the curves of each test source as SVG."""
     figures = []
-    for source, title in SOURCES.items():
+    for source, title in sources_of(rows).items():
         heads = list(dict.fromkeys(row["head"] for row in rows))
         lines = {
             head: [

@@ -38,6 +38,26 @@ def test_no_test_group_is_drawn_and_the_other_source_is_never_trained_on(bench: 
         bench.split_sources(read_manifest(two_sites), "site=c", None, 8)
 
 
+def test_images_of_the_other_source_that_pretraining_may_have_seen_are_told_apart(
+    bench: ModuleType, script: Callable[[str], ModuleType], two_sites: Path
+) -> None:
+    sources = bench.split_sources(read_manifest(two_sites), "site=b", None, 60)
+    tests = sources.test(lambda rows, _: {"values": rows.column("image"), "groups": rows.units()})
+    manifest = read_manifest(two_sites)
+    split_of = dict(zip(manifest.column("image"), manifest.column("split"), strict=True))
+    assert {split_of[image] for image in tests["other"]["values"]} > {"train"}
+    assert tests["unseen"]["values"] == [image for image in tests["other"]["values"] if split_of[image] != "train"]
+    assert len(tests["unseen"]["groups"]) == len(tests["unseen"]["values"])
+    only_test = bench.split_sources(manifest, None, manifest, 60)
+    assert "unseen" not in only_test.test(lambda rows, _: {"values": [0.5] * len(rows)})
+
+    report = script("label_efficiency_report")
+    rows = [row_of("linear", 0, [0.2, 0.4, 0.6, 0.8]) | {"unseen": {"values": [0.3, 0.5], "groups": ["a", "b"]}}]
+    columns, table = report.build_cells(rows, ["25"])
+    assert columns[3] == "25: another source, outside of train"
+    assert table[0][3].startswith("0.400")
+
+
 def row_of(head: str, draw: int, values: list[float]) -> dict[str, object]:
     test = {"values": values, "groups": ["a", "a", "b", "c"]}
     return {"head": head, "count": "25", "draw": draw, "same": test, "other": test, "spent": {"fit": 1.0}}
