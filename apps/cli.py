@@ -7,7 +7,6 @@
 import json
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from dinomed import __version__
+from dinomed.apps.ending_signals import EndingSignals
 from dinomed.apps.examples import examples_epilog
 from dinomed.apps.messages import explain, option_names, options_in_messages, printed_reports
 from dinomed.apps.options import Debug, Verbose
@@ -187,19 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not debug:  # announced changes of libraries do not concern users
         for category in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", category)
-    signal.signal(signal.SIGTERM, _terminate)  # commands that save their work install their own handler
     if "--verbose" in arguments:
         from dinomed.log import set_level
 
         os.environ["DINOMED_LOG"] = "debug"  # for the processes that a command starts, too
         set_level("debug")
-    code = _run([argument for argument in arguments if argument not in ("--debug", "--verbose")], debug)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # raised during the exit it would only show a traceback
-    sys.exit(code)
-
-
-def _terminate(signum: int, frame: Any) -> None:
-    raise SystemExit(128 + signum)
+    with EndingSignals() as ending:
+        code = _run([argument for argument in arguments if argument not in ("--debug", "--verbose")], debug)
+    sys.exit(ending.exit_code or code)
 
 
 def invoke(arguments: Sequence[str]) -> int:

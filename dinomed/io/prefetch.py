@@ -20,22 +20,33 @@ def prefetch(
 ) -> Iterator[R]:
     """Apply `function` to each item in threads and yield the results in the order of the items.
 
+    The threads end before the last result is yielded, so a caller that takes exactly all results leaves none behind.
+    A generator that is closed earlier does not wait for them. Often the garbage collector closes it, and Python ignores
+    the exception of a signal that arrives meanwhile.
+
     Args:
         workers: threads; None uses one for each processor, at most 8.
         ahead: results that may be complete before they are used, besides one for each thread.
     """
     workers = workers or min(8, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     waiting: deque[Future[R]] = deque()
+    wait = True
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > workers + ahead:
                 yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            result = waiting.popleft().result()
+            if not waiting:
+                pool.shutdown()
+            yield result
+    except GeneratorExit:
+        wait = False
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def batched(items: Iterable[T], size: int, key: Callable[[T], object] | None = None) -> Iterator[list[T]]:

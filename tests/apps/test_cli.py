@@ -173,12 +173,16 @@ def test_a_bug_is_reported_without_traceback_unless_debug(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_command_quietly(number: int, code: int) -> None:
+@pytest.mark.parametrize("place", ["command", "finaliser", "finaliser at the end"])
+def test_a_signal_ends_a_command_quietly(place: str, number: int, code: int) -> None:
+    """Python ignores an exception that is raised in a finaliser."""
+    wait, rest = "print('started', flush=True), time.sleep(2)", "None" if "end" in place else "time.sleep(60)"
     script = (
         "import sys, time, types\n"
         "from dinomed.apps import cli\n"
+        f"finalised = type('', (), {{'__del__': lambda self: ({wait})}})\n"
         "module = types.ModuleType('dinomed.apps.commands.long')\n"
-        "module.run = lambda: (print('started', flush=True), time.sleep(30))[1]\n"
+        f"module.run = lambda: ({wait if place == 'command' else 'finalised()'}, {rest})[1]\n"
         "sys.modules[module.__name__] = module\n"
         "cli.COMMANDS['long'] = 'long:run'\n"
         "cli.main(['long'])"

@@ -1,5 +1,8 @@
 """Results computed ahead in threads, and batches."""
 
+import threading
+import time
+
 from dinomed.io.prefetch import batched, prefetch
 
 
@@ -9,6 +12,19 @@ def test_prefetch_keeps_the_order_and_does_not_run_away() -> None:
     assert next(results) == 0
     assert len(started) <= 7  # two workers, three ahead, the one given out, and one being submitted
     assert list(results) == [x * x for x in range(1, 100)]
+
+
+def test_all_results_leave_no_threads_and_an_early_end_does_not_wait_for_them() -> None:
+    results = prefetch(lambda x: x, range(3), workers=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert not any(thread.name.startswith("prefetch") for thread in threading.enumerate())
+    blocked = threading.Event()
+    results = prefetch(lambda x: x and blocked.wait(60), range(30), workers=2)
+    assert next(results) == 0
+    began = time.monotonic()
+    del results
+    assert time.monotonic() - began < 30
+    blocked.set()
 
 
 def test_batches_keep_the_order_and_the_last_one_is_shorter() -> None:
