@@ -13,7 +13,7 @@ from dinomed.adapters.retrieval.index import RECORD_FILE as INDEX_RECORD
 from dinomed.apps.examine.datasets import examine_cache, examine_manifest, examine_table
 from dinomed.apps.examine.models import examine_adapter, examine_backbone, examine_ensemble, examine_index, examine_run
 from dinomed.apps.examine.report import ArtefactReport
-from dinomed.apps.examine.results import examine_predictions, examine_result
+from dinomed.apps.examine.results import EXPORT_FILE, examine_export, examine_predictions, examine_result, verify_export
 from dinomed.backbones.load import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from dinomed.backbones.weights import FOLDER_FILES
 from dinomed.backbones.weights import INDEX_FILE as SHARD_LIST
@@ -27,9 +27,8 @@ RESULTS = {
     "metrics.json": ("evaluation", "evaluate"),
     "few_shot.json": ("evaluation", "probe"),
     "results.json": ("search results", "search"),
-    "export.json": ("export", "export"),
 }
-_INSIDE = (ADAPTER_WEIGHTS, ENSEMBLE_FILE, INDEX_FILE, BACKBONE_WEIGHTS, PLAN_FILE, *RESULTS)
+_INSIDE = (ADAPTER_WEIGHTS, ENSEMBLE_FILE, INDEX_FILE, BACKBONE_WEIGHTS, PLAN_FILE, EXPORT_FILE, *RESULTS)
 
 
 def examine(path: Path) -> ArtefactReport:
@@ -72,14 +71,17 @@ def _examine_folder(folder: Path) -> ArtefactReport:
 
     if holds(RECORD_FILE, CHECKPOINTS):
         return examine_run(folder)
-    if holds(ENSEMBLE_FILE):
-        return examine_ensemble(folder)
-    if holds(ADAPTER_WEIGHTS, ADAPTER_RECORD):
-        return examine_adapter(folder)
+    if holds(ENSEMBLE_FILE, ADAPTER_WEIGHTS, ADAPTER_RECORD):
+        report = examine_ensemble(folder) if holds(ENSEMBLE_FILE) else examine_adapter(folder)
+        if holds(EXPORT_FILE):
+            verify_export(report, folder)
+        return report
     if holds(INDEX_FILE, INDEX_RECORD):
         return examine_index(folder)
     if holds(PLAN_FILE):
         return examine_predictions(folder)
+    if holds(EXPORT_FILE):
+        return examine_export(folder)
     for file, (kind, command) in RESULTS.items():
         if holds(file):
             return examine_result(folder, kind, file, command)

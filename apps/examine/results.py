@@ -1,13 +1,17 @@
 """Examination of predictions, evaluations, search results and exports."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from dinomed.adapters.export.run import REPORT_FILE as EXPORT_FILE
 from dinomed.adapters.inference.plan import ROWS_FILE, TABLE_FILE, read_plan
 from dinomed.apps.examine.datasets import some
 from dinomed.apps.examine.report import ArtefactReport
+from dinomed.datasets.manifest import leaves_root
 from dinomed.datasets.scan.predictions import PLAN_FILE
 from dinomed.errors import DinomedError
-from dinomed.io.files import read_json
+from dinomed.io.files import read_json, sha256_file
 
 
 def examine_predictions(folder: Path) -> ArtefactReport:
@@ -32,24 +36,63 @@ def examine_predictions(folder: Path) -> ArtefactReport:
 
 
 def examine_result(folder: Path, kind: str, file: str, command: str) -> ArtefactReport:
-    """Read the JSON file of an evaluation, a search or an export.
+    """Read the JSON file of an evaluation or of search results.
 
     Args:
         folder: output folder.
-        kind: evaluation, search results or export.
+        kind: evaluation, search results or few-shot results.
         file: name of the JSON file.
         command: command that writes it, for the remedy.
     """
     report = ArtefactReport(str(folder), kind)
+    data = report.check(file, lambda: _read_mapping(folder / file), "a JSON report", _again(command))
+    if data is not None:
+        _add_facts(report, data)
+    return report
 
-    def read() -> dict[str, object]:
-        data = read_json(folder / file)
-        if not isinstance(data, dict):
-            raise DinomedError(f"{folder / file} is damaged: it is no mapping")
+
+def examine_export(folder: Path) -> ArtefactReport:
+    """Verify the files of an export."""
+    report = ArtefactReport(str(folder), "export")
+    verify_export(report, folder)
+    return report
+
+
+def verify_export(report: ArtefactReport, folder: Path) -> None:
+    """Add the report of an export, and each file that it lists with the comparison of its SHA-256."""
+    remedy = _again("export")
+
+    def read() -> dict[str, Any]:
+        data = _read_mapping(folder / EXPORT_FILE)
+        files = data.get("files")
+        if not isinstance(files, dict) or any(leaves_root(name) or not isinstance(files[name], str) for name in files):
+            raise DinomedError(f"{folder / EXPORT_FILE} is damaged: its files are no names with checksums")
         return data
 
-    data = report.check(file, read, "a JSON report", f"run `dinomed {command}` again with --overwrite")
-    if data is not None:
-        plain = {name: value for name, value in data.items() if isinstance(value, str | int | float | bool)}
-        report.facts.update(plain)
-    return report
+    data = report.check(EXPORT_FILE, read, "a JSON report", remedy)
+    if data is None:
+        return
+    _add_facts(report, data)
+    for name, checksum in data["files"].items():
+        path = folder / name
+        if not path.is_file():
+            report.add(name, f"{path} is missing", "missing", remedy)
+        elif sha256_file(path) != checksum:
+            report.add(name, f"{path} is damaged: its checksum does not match", "damaged", remedy)
+        else:
+            report.add(name, "its checksum matches")
+
+
+def _again(command: str) -> str:
+    return f"run `dinomed {command}` again with --overwrite"
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise DinomedError(f"{path} is damaged: it is no mapping")
+    return data
+
+
+def _add_facts(report: ArtefactReport, data: Mapping[str, Any]) -> None:
+    report.facts.update({name: value for name, value in data.items() if isinstance(value, str | int | float | bool)})

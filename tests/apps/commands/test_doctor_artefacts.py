@@ -140,6 +140,21 @@ def test_each_damage_is_named_with_a_remedy(copy: Path) -> None:
     assert differences == {}
 
 
+def test_every_file_of_an_export_is_verified(tiny_backbone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    dinomed.export(tiny_backbone, "safetensors", out)
+    assert wrong(dinomed.doctor(out)) == {}
+    weights = first(out, "*.safetensors")
+    flip(weights)
+    (out / "README.md").unlink()
+    report = dinomed.doctor(out)
+    assert wrong(report) == {weights.relative_to(out).as_posix(): "damaged", "README.md": "missing"}
+    assert all("dinomed export" in part.remedy for part in report.parts if part.state != "good")
+    listed = json.loads((out / "export.json").read_text())
+    (out / "export.json").write_text(json.dumps(listed | {"files": {"../model.onnx": ""}}))
+    assert wrong(dinomed.doctor(out)) == {"export.json": "damaged"}
+
+
 def test_images_in_numpy_files_are_no_cache_that_may_be_removed(tmp_path: Path) -> None:
     np.save(tmp_path / "scan_1.npy", np.zeros((8, 8), np.uint16))
     with pytest.raises(UsageError, match="holds nothing that dinomed wrote"):
