@@ -103,7 +103,7 @@ def run_epochs(
         run = LoggedRun(folder, name, parameters or {}, fit.epoch)
         loggers = LoggerGroup(config.loggers, run, [(row["epoch"], row) for row in fit.log])
         total = None if config.seconds else config.epochs * optimizer.steps  # the time ends a fit with `seconds`
-        with bar(description, total, fit.epoch * optimizer.steps) as progress:
+        with bar(description, total, optimizer.done) as progress:
             while fit.epoch < config.epochs and fit.epoch - fit.best.epoch < config.patience and optimizer.progress < 1:
                 epoch = fit.epoch + 1
                 with _seeded(seed, epoch, device):

@@ -157,7 +157,7 @@ class FullBatchLBFGS:
 
     def __init__(self, groups: Sequence[ParameterGroup], config: FitConfig, count: int) -> None:
         parameters = [p for group in groups for p in group.parameters]
-        self.all_indices, self.penalty = torch.arange(count), config.weight_decay
+        self.all_indices, self.penalty, self.done = torch.arange(count), config.weight_decay, 0
         self.matrices = [p for p in parameters if p.ndim > 1]
         self.optimizer = torch.optim.LBFGS(parameters, max_iter=10, history_size=20, line_search_fn="strong_wolfe")
 
@@ -174,14 +174,16 @@ class FullBatchLBFGS:
             loss.backward()
             return loss.item()
 
+        self.done += 1
         return float(self.optimizer.step(closure))
 
     def state(self) -> dict[str, Any]:
         """Return the state from which `load` continues."""
-        return {"optimizer": self.optimizer.state_dict()["state"]}
+        return {"done": self.done, "optimizer": self.optimizer.state_dict()["state"]}
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state` returned."""
+        self.done = state["done"]
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
 
 

@@ -14,11 +14,13 @@ import torch
 
 from dinomed.adapters.bundle import STAGE, read_record
 from dinomed.adapters.fit import fit_head
-from dinomed.adapters.fitting import loop, resume
+from dinomed.adapters.fitting import loop, optimizers, resume
+from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
+from dinomed.progress import bar
 
 FIT = {"epochs": 4, "patience": 4, "batch_size": 16, "min_steps": 0}
 SEGMENT: dict[str, Any] = {"head": {"name": "dpt", "channels": 8}, "image_size": 48, "fit": FIT}  # it has dropout
@@ -69,6 +71,40 @@ def test_an_interrupted_fit_ends_with_the_weights_of_an_uninterrupted_fit(
     assert logs[0] == logs[1]
     assert len(logs[0]) == 4
     assert not (again / STAGE).exists()
+
+
+def test_the_counter_of_a_resumed_fit_with_seconds_begins_at_the_steps_that_were_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)
+    monkeypatch.setattr(optimizers, "process_time", iter(range(10**6)).__next__)
+    config, starts, losses = FitConfig(epochs=3, patience=3, batch_size=2, seconds=100), list[int](), list[float]()
+    done: list[int] = []  # steps before each validation
+
+    def counted(description: str, total: int | None, start: int = 0) -> Any:
+        starts.append(start)
+        return bar(description, total, start)
+
+    def loss(_: Any) -> torch.Tensor:
+        losses.append(0.0)
+        return model(torch.ones(1, 1)).square().sum()
+
+    def validate() -> tuple[float, dict[str, float]]:
+        done.append(len(losses))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return 0.0, {"score": 0.0}
+
+    monkeypatch.setattr(loop, "bar", counted)
+    model = torch.nn.Linear(1, 1)
+    arguments: dict[str, Any] = {
+        "count": 4, "batches": iter, "batch_loss": loss, "validate": validate, "seed": 0, "folder": tmp_path,
+        "key": "k", "description": "training",
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_epochs(model, config, **arguments)
+    loop.run_epochs(model, config, **arguments)
+    assert starts == [0, done[0]]
 
 
 def test_a_fit_stopped_before_its_first_saved_epoch_reports_that_it_starts_again(
