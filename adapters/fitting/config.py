@@ -40,9 +40,10 @@ class FitConfig(Config):
     cross-validation are never trained again.
 
     `adamw` uses shuffled batches and a cosine learning rate. With `seconds` it ends when the process has computed that
-    long, and an epoch ends after its share of the time; the result then depends on the machine. `lbfgs` uses all
-    examples at once, ten iterations an epoch, and ignores `min_steps`, `seconds`, `batch_size`, `learning_rate`,
-    `warmup` and `average`; its `weight_decay` is an L2 penalty.
+    long, and an epoch ends after its share of the time; `min_steps` is ignored, the computation of features before the
+    training is not counted, and the result depends on the machine. `lbfgs` uses all examples at once, ten iterations an
+    epoch, and ignores `min_steps`, `seconds`, `batch_size`, `learning_rate`, `warmup` and `average`; its `weight_decay`
+    is an L2 penalty.
     """
 
     optimizer: Literal["adamw", "lbfgs"] = Field(
@@ -52,13 +53,19 @@ class FitConfig(Config):
         100,
         ge=1,
         description="largest number of epochs; with adamw an epoch is one pass over the training images, or several "
-        "(see `min_steps`), with lbfgs ten iterations",
+        "(see `min_steps`), with lbfgs ten iterations; with `seconds` the number of validations",
     )
     min_steps: int = Field(
-        500, ge=0, description="smallest number of steps of all epochs (adamw); an epoch has several passes to reach it"
+        500,
+        ge=0,
+        description="smallest number of steps of all epochs (adamw); an epoch has several passes to reach it; ignored "
+        "with `seconds`",
     )
     seconds: float | None = Field(
-        None, gt=0, description="processor seconds of the training (adamw); the learning rate falls to 0 over them"
+        None,
+        gt=0,
+        description="processor seconds of the training (adamw), without the computation of features before it; the "
+        "learning rate falls to 0 over them",
     )
     patience: int = Field(10, ge=1, description="stop after this number of epochs without a better validation score")
     keep: Literal["auto", "best", "last"] = Field("auto", description="epoch whose weights the head has at the end")

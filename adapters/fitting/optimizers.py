@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from math import ceil, cos, pi
 from time import process_time
 from typing import Any, TypeVar
@@ -51,15 +52,16 @@ def count_batches(count: int, size: int) -> int:
 
 
 def count_passes(config: FitConfig, batches: int) -> int:
-    """Return the passes of an epoch, so that a fit has `min_steps`; `batches` are those of a pass."""
-    return max(1, ceil(config.min_steps / (config.epochs * batches)))
+    """Return the passes of an epoch, so that a fit has `min_steps`; `batches` are those of a pass. With `seconds` the
+    time ends an epoch, and the number is 1."""
+    return 1 if config.seconds else max(1, ceil(config.min_steps / (config.epochs * batches)))
 
 
 class BatchedAdamW:
     """AdamW on shuffled batches with a cosine learning rate over all epochs.
 
     An epoch has several passes over a small collection, so that the fit has at least `min_steps` steps. With `seconds`
-    the time ends an epoch, after one step at least, and the fit; `progress` is then the larger share of steps or time.
+    the time ends an epoch, after one step at least, and the fit; `progress` is then the share of the time.
 
     With `grids` (N, 2) a batch has examples of one grid, and the batches of all grids are shuffled.
     """
@@ -81,6 +83,7 @@ class BatchedAdamW:
             )
         self.total, self.done, self.groups = config.epochs * self.steps, 0, groups
         self.epochs, self.seconds, self._earlier, self._start = config.epochs, config.seconds, 0.0, process_time()
+        self.passes_begun = 0
         self.optimizer = torch.optim.AdamW(
             [{"params": list(group.parameters), "lr": group.learning_rate} for group in groups],
             weight_decay=config.weight_decay,
@@ -91,7 +94,9 @@ class BatchedAdamW:
 
     def batch_indices(self, epoch: int) -> Iterator[BatchIndices]:
         """Yield the batches of an epoch (from 1). The order depends only on the seed and the pass."""
-        for pass_index in range((epoch - 1) * self.passes, epoch * self.passes):
+        passes = range((epoch - 1) * self.passes, epoch * self.passes)
+        for pass_index in count(self.passes_begun) if self.seconds else passes:
+            self.passes_begun = pass_index + 1
             rng, batches = np.random.default_rng([self.seed, pass_index]), list[Tensor]()
             for members in self.members:
                 order = torch.from_numpy(members[rng.permutation(len(members))])
@@ -112,8 +117,8 @@ class BatchedAdamW:
     @property
     def progress(self) -> float:
         """Share of the fit that is done, 0 to 1."""
-        share = 0.0 if self.seconds is None else self._spent() / self.seconds
-        return min(max(self.done / self.total, share), 1.0)
+        share = self._spent() / self.seconds if self.seconds else self.done / self.total
+        return min(share, 1.0)
 
     def step(self, compute_loss: Callable[[], Tensor]) -> float:
         """Do one optimisation step and return the loss before it."""
@@ -139,13 +144,14 @@ class BatchedAdamW:
     def state(self) -> dict[str, Any]:
         """Return the state from which `load` continues."""
         return {
-            "done": self.done, "spent": self._spent(), "optimizer": self.optimizer.state_dict()["state"],
-            "scaler": self.scaler.state_dict(),
+            "done": self.done, "passes": self.passes_begun, "spent": self._spent(),
+            "optimizer": self.optimizer.state_dict()["state"], "scaler": self.scaler.state_dict(),
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a state that `state` returned."""
-        self.done, self._earlier, self._start = state["done"], state["spent"], process_time()
+        self.done, self.passes_begun = state["done"], state["passes"]
+        self._earlier, self._start = state["spent"], process_time()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state["optimizer"]})
         self.scaler.load_state_dict(state["scaler"])
 

@@ -178,9 +178,7 @@ class Bench:
         config = config.model_copy(update={"augment_copies": copies})
         open_feature_source(backbone, splits, adapter, config, cache, lambda rows: torch.zeros(len(rows)))
         spent = time.process_time() - began
-        fit = config.fit.model_copy(
-            update={"seconds": max(seconds - spent, 2.0), "epochs": 20, "patience": 20, "min_steps": 10**7}
-        )
+        fit = config.fit.model_copy(update={"seconds": max(seconds - spent, 2.0), "epochs": 20, "patience": 20})
         return config.model_copy(update={"fit": fit}), spent
 
     def _fit_scratch(self, images: Manifest, seconds: float | None, seed: int) -> Row:

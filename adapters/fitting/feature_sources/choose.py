@@ -36,6 +36,7 @@ CHEAP_PRODUCTS = 5e9
 """Weights times patches of an image with a cheap backbone: a ViT-Ti/14 at 336 px has 3e9, a ViT-S/14 1.3e10."""
 LIVE_PRODUCTS = 5e12
 """The same of all images of a fit, up to which each step computes new copies: about three minutes on one core."""
+PRODUCTS_PER_SECOND = LIVE_PRODUCTS / 180
 
 
 def open_feature_source(
@@ -76,6 +77,8 @@ def count_copies(config: TrainConfig, count: int, products: float, shared: bool 
 
     With `augment_copies` null it is `COPIED_IMAGES` divided by the number of images, within limits. It is 0 if the fit
     has no more passes over the images than that, since copies would then save nothing, or if the backbone is cheap.
+    For a fit with `seconds` it is never 0, which would spend them on the backbone, and except for `MIN_COPIES` the
+    copies are no more than one core computes in these seconds.
 
     Args:
         config: settings of the fit.
@@ -89,6 +92,9 @@ def count_copies(config: TrainConfig, count: int, products: float, shared: bool 
         return config.augment_copies
     most = MAX_CHEAP_COPIES if products <= CHEAP_PRODUCTS else MAX_COPIES
     copies = min(max(ceil(COPIED_IMAGES / count), MIN_COPIES), most)
+    if config.fit.seconds:
+        affordable = int(config.fit.seconds * PRODUCTS_PER_SECOND / (count * products))
+        return max(min(copies, affordable), MIN_COPIES)
     batches = max(1, count // config.fit.batch_size)
     passes = max(config.fit.epochs, config.fit.min_steps / batches)
     cheap = passes * count * products <= LIVE_PRODUCTS and not shared

@@ -22,7 +22,7 @@ from dinomed.adapters.fitting.feature_sources.choose import (
     open_feature_source,
 )
 from dinomed.adapters.fitting.feature_sources.live import LiveFeatureSource
-from dinomed.adapters.fitting.optimizers import BatchIndices
+from dinomed.adapters.fitting.optimizers import BatchedAdamW, BatchIndices, ParameterGroup
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -186,13 +186,23 @@ def test_a_segmenter_is_fitted_on_copies_by_default(lesion_manifest: Path, tiny_
 def test_a_fit_ends_after_its_processor_seconds_with_a_falling_learning_rate(
     lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
 ) -> None:
-    fit = {"seconds": 1.0, "epochs": 4, "patience": 4, "min_steps": 10**6}
+    fit = {"seconds": 1.0, "epochs": 4, "patience": 4}
     config = SegmentConfig.model_validate({"image_size": 32, "augment_copies": 2, "fit": fit})
     result = fit_head(
         load_backbone(tiny_backbone), read_manifest(lesion_manifest), tmp_path / "seg", config, cache=tmp_path / "cache"
     )
     epochs = [json.loads(line)["epoch"] for line in (result.folder / "log.jsonl").read_text().splitlines()]
-    assert 1 <= len(epochs) <= 4  # a million steps would take hours
+    assert 1 <= len(epochs) <= 4
+
+
+def test_a_fit_with_seconds_ignores_the_number_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    for steps in (0, 10**6):
+        timed = {"seconds": 40, "min_steps": steps, "batch_size": 8}
+        assert count_copies(segmenter(fit=timed), 281, 1.9e9) == MIN_COPIES  # 8 copies would take longer than the fit
+        assert count_copies(segmenter(fit=timed | {"seconds": 400}), 281, 1.9e9) == 8
+    weight = torch.nn.Parameter(torch.zeros(1))
+    BatchedAdamW([ParameterGroup([weight], 1.0)], FitConfig.model_validate(timed), 281, 0)
+    assert "passes over" not in capsys.readouterr().err
 
 
 def test_the_learning_rate_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,15 +210,17 @@ def test_the_learning_rate_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> 
 
     now = [0.0]
     monkeypatch.setattr(optimizers, "process_time", lambda: now[0])
-    config = FitConfig(epochs=2, min_steps=10**6, batch_size=2, learning_rate=1.0, seconds=10)
+    config = FitConfig(epochs=2, batch_size=2, learning_rate=1.0, seconds=10)
     weight = torch.nn.Parameter(torch.zeros(1))
     adamw = optimizers.BatchedAdamW([optimizers.ParameterGroup([weight], 1.0)], config, 4, 0)
-    rates = []
+    rates, passes = [], []
     for epoch in (1, 2):
-        for _ in adamw.batch_indices(epoch):
+        for batch in adamw.batch_indices(epoch):
+            passes.append(batch.pass_index)
             adamw.step(lambda: weight.square().sum())
             rates.append(adamw.optimizer.param_groups[0]["lr"])
             now[0] += 1
     assert len(rates) == 10
+    assert passes == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5]  # an epoch begins with a new pass
     assert rates == pytest.approx([(1 + np.cos(np.pi * second / 10)) / 2 for second in range(10)], abs=1e-4)
     assert adamw.progress == 1
