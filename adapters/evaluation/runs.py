@@ -5,16 +5,44 @@ interval of a difference is that of pairs (Efron and Tibshirani 1993, chapter 16
 difference of two intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dinomed.adapters.evaluated import EvaluatedUnits
-from dinomed.adapters.evaluation.evaluate import Evaluation
+from dinomed.adapters.evaluation.evaluate import Evaluation, predict_split
+from dinomed.adapters.inference.loader import read_adapter_record
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.metrics.bootstrap import LEVEL, RESAMPLES, bootstrap
 from dinomed.notice import RESEARCH_USE
+
+
+def evaluate_runs(
+    folders: Sequence[str], manifest: Manifest, split: str, *, resamples: int = RESAMPLES, **options: Any
+) -> dict[str, Any]:
+    """Evaluate adapters on the same images, and compare them; the first one is the reference.
+
+    Task and classes are compared before anything is predicted.
+
+    Args:
+        folders: the adapters.
+        manifest, split, options: as for `dinomed.adapters.evaluation.evaluate.predict_split`.
+        resamples: number of bootstrap resamples of the groups.
+
+    Returns:
+        The report of `compare_runs`.
+
+    Raises:
+        UsageError: as `compare_runs`, or as `predict_split`.
+        DinomedError: an image or mask cannot be read.
+    """
+    names = name_runs(folders)
+    records = [read_adapter_record(folder) for folder in folders]
+    _check_same([{"task": record.task} for record in records], [record.classes for record in records], names)
+    evaluations = [predict_split(folder, manifest, split, **options) for folder in folders]
+    return compare_runs(evaluations, names, resamples=resamples)
 
 
 def compare_runs(
@@ -37,7 +65,8 @@ def compare_runs(
     Raises:
         UsageError: the adapters have different tasks, units, classes or labels, or no image in common.
     """
-    _check_comparable(evaluations, names)
+    properties = [{what: each.result[what] for what in ("task", "unit")} for each in evaluations]
+    _check_same(properties, [each.predictor.classes for each in evaluations], names)
     first = evaluations[0].evaluated
     units = [each.evaluated.manifest.column("image") for each in evaluations]
     common = set(units[0]).intersection(*units[1:])
@@ -86,19 +115,18 @@ def compare_runs(
     }
 
 
-def _check_comparable(evaluations: Sequence[Evaluation], names: Sequence[str]) -> None:
-    first = evaluations[0]
-    for other, name in zip(evaluations[1:], names[1:], strict=True):
-        for what in ("task", "unit"):
-            if other.result[what] != first.result[what]:
-                raise UsageError(
-                    f"{names[0]} and {name} cannot be compared: {what} {first.result[what]} and {other.result[what]}"
-                )
-        classes = [tuple(each.predictor.classes) for each in (first, other)]
-        if classes[0] != classes[1]:
+def _check_same(
+    properties: Sequence[Mapping[str, str]], classes: Sequence[Sequence[str]], names: Sequence[str]
+) -> None:
+    """Raise a `UsageError` if an adapter has other properties (task, unit) or other classes than the first one."""
+    for other, other_classes, name in zip(properties[1:], classes[1:], names[1:], strict=True):
+        for what, value in properties[0].items():
+            if other[what] != value:
+                raise UsageError(f"{names[0]} and {name} cannot be compared: {what} {value} and {other[what]}")
+        if tuple(other_classes) != tuple(classes[0]):
             raise UsageError(
-                f"{names[0]} and {name} have different classes: {', '.join(classes[0])} and {', '.join(classes[1])}; "
-                "compare adapters of the same classes"
+                f"{names[0]} and {name} have different classes: {', '.join(classes[0])} and "
+                f"{', '.join(other_classes)}; compare adapters of the same classes"
             )
 
 

@@ -195,8 +195,8 @@ def evaluate(
         >>> report["task"], 0 <= report["metrics"]["auroc"] <= 1
         ('classify', True)
     """
-    from dinomed.adapters.evaluation.evaluate import evaluate_in_full, predict_split
-    from dinomed.adapters.evaluation.runs import compare_runs, name_runs
+    from dinomed.adapters.evaluation.evaluate import evaluate_in_full
+    from dinomed.adapters.evaluation.runs import evaluate_runs
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
 
@@ -214,8 +214,7 @@ def evaluate(
             evaluation = evaluate_in_full(folders[0], manifest, split, by=by, resamples=resamples, **options)
             report = evaluation.result
         else:
-            evaluations = [predict_split(each, manifest, split, **options) for each in folders]
-            report = compare_runs(evaluations, name_runs(folders), resamples=resamples)
+            report = evaluate_runs(folders, manifest, split, resamples=resamples, **options)
         if folder is not None:
             from dinomed.apps.pages.evaluation import build_evaluation_page
             from dinomed.apps.pages.sections.runs import build_runs_page

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dinomed.adapters.evaluated import EvaluatedValues
+from dinomed.adapters.evaluation import runs
 from dinomed.adapters.evaluation.evaluate import Evaluation
 from dinomed.adapters.evaluation.runs import compare_runs
 from dinomed.adapters.tasks.classify.answer import Answer
@@ -69,6 +70,24 @@ def test_what_cannot_be_compared_is_refused(manifest: Manifest) -> None:
     ):
         with pytest.raises(UsageError, match=reason):
             compare_runs([first, other], ["a", "b"], resamples=20)
+
+
+def test_other_tasks_or_classes_are_refused_before_anything_is_predicted(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {"a": ("classify", ("x", "y")), "b": ("segment", ("lesion",)), "c": ("classify", ("x", "z"))}
+
+    def read(folder: str) -> SimpleNamespace:
+        return SimpleNamespace(task=records[folder][0], classes=records[folder][1])
+
+    monkeypatch.setattr(runs, "read_adapter_record", read)
+    monkeypatch.setattr(runs, "predict_split", None)  # a call of it would be a TypeError
+    for other, reason in (
+        ("b", "a and b cannot be compared: task classify and segment"),
+        ("c", "different classes: x, y and x, z"),
+    ):
+        with pytest.raises(UsageError, match=reason):
+            runs.evaluate_runs(["a", other], manifest, "test")
 
 
 def classified(manifest: Manifest, targets: np.ndarray, names: list[str], **answer: Any) -> Evaluation:
