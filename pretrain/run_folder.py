@@ -1,6 +1,7 @@
 """Run folder of pretraining: the names of its files, the check before it is written or resumed, and its record."""
 
 import platform
+import shlex
 import shutil
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -120,7 +121,8 @@ def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:
     if changed:
         raise UsageError(
             f"run folder {folder} has other settings ({'; '.join(changed)}); "
-            "resume it with its own settings, or use another folder"
+            "resume it with its own settings, or start a new run from its weights in another folder: dinomed pretrain "
+            f"CONFIG --from {shlex.quote(str(folder))} -o RUN"
         )
     old_data = read_json(folder / RECORD_FILE)["data"]
     if old_data["fingerprint"] != data["fingerprint"]:

@@ -236,7 +236,9 @@ class Trainer:
         on_main(lambda: self._write_missing(backbone, step, metrics, is_best))
 
     def _write_missing(self, backbone: VisionTransformer, step: int, metrics: TrainingMetrics, is_best: bool) -> None:
-        logger.info(f"resuming {self.out} at step {step} of {self.config.run.steps}")
+        steps = self.config.run.steps
+        state = "resuming {} at" if step < steps else "{} is already complete:"
+        logger.info(f"{state.format(self.out)} step {step} of {steps}")
         recorded_step = None
         with suppress(DinomedError, KeyError):
             record = read_json(self.out / RECORD_FILE)  # written last

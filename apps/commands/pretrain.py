@@ -93,6 +93,8 @@ def _run(command: str, options: dict[str, Any]) -> None:
         result = getattr(pretraining, command)(**arguments)
         if launched_rank() == 0:
             report = asdict(result) | {"folder": str(result.folder), "backbone": str(result.backbone)}
+            if not (result.images_per_second or options["as_json"]):  # the resumed run was complete
+                del report["seconds"], report["images_per_second"]
             emit(report | {"note": RESEARCH_USE}, options["as_json"])
             step = partial(after_backbone, result.folder, options["data"])
             print_end([result.folder], step, as_json=options["as_json"])

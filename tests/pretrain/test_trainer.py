@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -123,6 +124,8 @@ def test_a_truncated_checkpoint_is_skipped_with_a_warning(
 def test_a_resume_with_other_settings_or_images_is_refused(finished_copy: Path, tiny: Tiny, pictures: Path) -> None:
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001 -> 0\.002"):
         pretrain(tiny(optimizer={"lr": 2e-3}), pictures, finished_copy, device="cpu", resume=True)
+    with pytest.raises(UsageError, match=f"another folder.* --from {re.escape(str(finished_copy))} -o"):
+        pretrain(tiny(run={"steps": 1000}), pictures, finished_copy, device="cpu", resume=True)
     with pytest.raises(UsageError, match="use `resume=True`"):
         pretrain(tiny(), pictures, finished_copy, device="cpu")
 

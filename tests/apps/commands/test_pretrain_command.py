@@ -99,6 +99,19 @@ def test_resume_and_overwrite_together_are_refused(
     assert (run / "run.json").exists()
 
 
+def test_the_resume_of_a_complete_run_reports_that_it_is_complete(
+    run: Path, tiny_pretraining: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete = tmp_path / "complete"
+    shutil.copytree(run, complete)
+    options = [tiny_pretraining, "--data", lesion_manifest, "-o", complete, "--device", "cpu", "--resume"]
+    code, out, errors = call("pretrain", *options, capsys=capsys)
+    assert code == 0, errors
+    assert f"{complete} is already complete" in errors
+    assert "backbone" in out
+    assert "second" not in out
+
+
 def test_pretrain_takes_a_folder_of_images(
     tiny_pretraining: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
