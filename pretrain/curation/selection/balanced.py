@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.errors import UsageError
+from dinomed.log import logger
 from dinomed.pretrain.curation.decisions import NOT_SAMPLED, Decisions
 from dinomed.pretrain.curation.runtime.cache import stage_key
 from dinomed.pretrain.curation.runtime.context import CurationContext
@@ -59,6 +60,10 @@ def sample_balanced(
     selection.source[candidates[is_sampled]] = "balanced"
     decisions.drop(candidates[~is_sampled], NOT_SAMPLED)
     num_sampled = int(is_sampled.sum())
+    if num_sampled < count:
+        logger.info(
+            f"{count - num_sampled:,} images are left out for balance; `settings=['retrieval.mode=all']` keeps all"
+        )
     return SetContribution("pool", "balanced", context.pool.pool_size, num_sampled, num_sampled)
 
 

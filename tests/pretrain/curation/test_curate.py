@@ -1,6 +1,7 @@
 """`dinomed curate` on a pool in which everything is planted that it has to find; and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,17 @@ def test_without_a_query_set_the_pool_is_balanced(
         "--backbone",
         tiny_backbone,
     ]
-    assert dinomed(capsys, "curate", *arguments, "-o", output, "-q")[0] == 0
+    code, _, errors = dinomed(capsys, "curate", *arguments, "-o", output)
+    assert code == 0
     assert len(open_dataset(output)) == 9
+    assert re.search(
+        r"\d+ images are left out for balance; --set retrieval.mode=all keeps all", " ".join(errors.split())
+    )
     assert {row["source"] for row in rows_of(output).values()} == {"balanced", None}
     assert load_result(output).clusters()
+    code, _, errors = dinomed(capsys, "curate", *arguments, "-o", output, "--overwrite", "--set", "retrieval.mode=all")
+    assert "not sampled" not in {row["reason"] for row in rows_of(output).values()}
+    assert "for balance" not in errors
 
 
 def test_an_index_measures_its_recall(
