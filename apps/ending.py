@@ -19,6 +19,8 @@ BACKBONE = "dinov2_vits14"
 """Published backbone that is named beside a proposed pretraining."""
 CONFIG = "vit_tiny_cpu"
 """Config of a proposed pretraining."""
+FEW_MASKS = 200
+"""Training images with a mask up to which the head `hybrid_unet` is proposed (docs/results.md, label efficiency)."""
 MAP_OPTIONS = ("weights", "image_size", "mean", "std")
 """Options of a backbone that `show map` has."""
 DEMOS = ("segment", "classify")
@@ -122,14 +124,23 @@ def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool, label
     if not tasks:
         return Proposal(pretraining)
     first = next(iter(tasks))
-    settings = ["kind=multiclass"] if first == "segment" and label_maps else None
-    training = command_line(*train_step(first, pretraining[1]["out"], path, settings=settings))
+    options = _segmenter_options(manifest, label_maps) if first == "segment" else {}
+    training = command_line(*train_step(first, pretraining[1]["out"], path, **options))
     choice = ", ".join(f"train {task} for the {targets}" for task, targets in tasks.items())
     published = (
         f"Or, instead of pretraining, a published backbone: --backbone {BACKBONE} --weights FILE; without --weights "
         "its weights are downloaded"
     )
     return Proposal(pretraining, (f"Then ({choice}): {training}", published))
+
+
+def _segmenter_options(manifest: "Manifest", label_maps: bool) -> dict[str, Any]:
+    """Return the head and the settings of a proposed segmenter."""
+    kind = ["kind=multiclass"] if label_maps else []
+    masks = manifest.select(split="train").column("mask") if manifest.has("mask") else []
+    if not masks or sum(mask is not None for mask in masks) > FEW_MASKS:
+        return {"settings": kind}
+    return {"head": "hybrid_unet", "settings": ["image_size=128", *kind]}
 
 
 def after_images(path: str | Path) -> Step:

@@ -161,8 +161,17 @@ def join_units(images: Sequence[str], units: Sequence[str], duplicates: Sequence
     return [root(unit) for unit in units]
 
 
-def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Sequence[str | None]) -> list[str]:
-    """Return a message for each class that is missing from a split, with the number of its groups."""
+def explain_gaps(
+    groups: Sequence[str], labels: Sequence[str | None], splits: Sequence[str | None], *, given: bool = False
+) -> list[str]:
+    """Return a message for each class that is missing from a split, with the number of its groups.
+
+    Args:
+        groups: group of each image.
+        labels: class of each image, or None.
+        splits: split of each image, or None.
+        given: the splits were given, so that new ones may hold a class of several groups.
+    """
     used = [split for split in SPLITS if split in set(splits)]
     places: dict[str, set[str]] = defaultdict(set)
     owners: dict[str, set[str]] = defaultdict(set)
@@ -175,7 +184,8 @@ def explain_gaps(groups: Sequence[str], labels: Sequence[str | None], splits: Se
         absent = [split for split in used if split not in places[label]]
         if absent:
             count = f"{len(owners[label])} group{'s' if len(owners[label]) > 1 else ''}"
-            lines.append(f"class {label!r} ({count}) is not in {' or '.join(absent)}")
+            remedy = "; `split=none` makes new splits" if given and len(owners[label]) >= len(used) else ""
+            lines.append(f"class {label!r} ({count}) is not in {' or '.join(absent)}{remedy}")
     return lines
 
 

@@ -298,6 +298,17 @@ def test_label_maps_are_trained_with_their_classes(place: Path) -> None:
     assert "kind=" not in after_manifest("m.parquet", manifest, masks=True).lines[0]
 
 
+def test_the_head_for_few_masks_is_proposed_up_to_its_number_of_masks(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = read_manifest("derm.parquet")
+    training = parse(after_manifest("m.parquet", manifest, masks=True).lines[0].partition(": ")[2])
+    assert (training["head"], training["settings"]) == ("hybrid_unet", ["image_size=128"])
+    monkeypatch.setattr(ending, "FEW_MASKS", 3)
+    training = parse(after_manifest("m.parquet", manifest, masks=True).lines[0].partition(": ")[2])
+    assert (training["head"], training["settings"]) != ("hybrid_unet", ["image_size=128"])
+
+
 def test_data_without_a_test_split_and_other_tasks_end_with_the_demo_of_all(place: Path, tmp_path: Path) -> None:
     write_manifest(read_manifest("derm.parquet").select(split="train"), "train.parquet")
     assert after_training("depth", "runs/depth", "train.parquet") == demo_step("depth", "runs/depth")

@@ -188,7 +188,9 @@ def scan(
         columns["label"] = _class_folders(folder, [video_of.get(image, image) for image in columns["image"]])
     classes = columns.get("label", [None] * len(facts))
     duplicates = _duplicates(facts)
-    splits = _given_splits(columns, split)
+    splits, origin = _given_splits(columns, split, path)
+    if origin:
+        table.notes.insert(0, f"splits: {origin}; `split=none` makes new ones")
     columns.setdefault("group", [None] * len(facts))
     if group != NONE:
         remarks, doubts = add_patients(columns, facts, keep_ids)
@@ -222,7 +224,7 @@ def scan(
             *warn_turned(facts),
             *table.warnings,
             *warn_duplicates(columns, joining),
-            *explain_gaps(units, classes, splits or [None] * len(facts)),
+            *explain_gaps(units, classes, splits or [None] * len(facts), given=bool(origin)),
         ],
         notes=[
             *(
@@ -321,10 +323,14 @@ def _duplicates(facts: list[Facts]) -> list[list[str]]:
     return [images for images in same.values() if len(images) > 1]
 
 
-def _given_splits(columns: dict[str, list[Any]], split: str | None) -> list[str | None]:
-    """Return the splits of the CSV, or else of split folders; empty without any."""
+def _given_splits(columns: dict[str, list[Any]], split: str | None, table: Path | None) -> tuple[list[str | None], str]:
+    """Return the splits of the CSV, or else of split folders, and their origin in words; both empty without any."""
     splits: list[str | None] = columns.get("split", [])
-    if any(splits) or split == NONE:
-        return splits
+    if table is not None and any(splits):
+        return splits, f"column {split or 'split'} of {table.name}"
+    if split == NONE:
+        return splits, ""
     by_folder = splits_of(columns["image"])
-    return [by_folder.get(image) for image in columns["image"]] if by_folder else []
+    return [
+        by_folder.get(image) for image in columns["image"]
+    ] if by_folder else [], "folder names" if by_folder else ""

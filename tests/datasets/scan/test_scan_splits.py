@@ -23,6 +23,7 @@ def test_folder_names_give_classes_and_splits(
     }  # fmt: skip
     assert cells(result, "split")["valid/nv/a.png"] == "val"
     assert cells(result, "split")["extra/a.png"] is None
+    assert result.notes[0] == "splits: folder names; `split=none` makes new ones"
     assert "1 image without a split; training and evaluation ignore them" in result.notes
     paint(tmp_path / "flat" / "a.png")
     with pytest.raises(UsageError, match="has no class folders"):
@@ -80,3 +81,18 @@ def test_identical_images_in_different_given_splits_or_classes_are_named(
 def test_a_class_with_one_sample_gives_a_warning(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "masks/9.png,nv", "masks/9.png,df")
     assert any(line.startswith("class 'df' (1 group) is not in") for line in scan(folder, "labels.csv").warnings)
+
+
+def test_the_origin_of_given_splits_is_named_with_the_option_that_makes_new_ones(
+    folder: Path, with_splits: Callable[..., Any]
+) -> None:
+    with_splits(folder, ["train", "train", "train", "train", "train", "train", "val", "val", "test", "test"])
+    result = scan(folder, "labels.csv", group="lesion_id")
+    assert result.notes[0] == "splits: column split of labels.csv; `split=none` makes new ones"
+    # nv has 0, 1, 4, 5, 8, 9 in the groups L0, L2, L4; mel has the groups L1 and L3, too few for three splits
+    assert result.warnings == [
+        "class 'mel' (2 groups) is not in test",
+        "class 'nv' (3 groups) is not in val; `split=none` makes new splits",
+    ]
+    made = scan(folder, "labels.csv", group="lesion_id", split="none")
+    assert not [line for line in [*made.notes, *made.warnings] if "split=none" in line]
