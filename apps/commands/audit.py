@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dinomed.apps.ending import Step
 
 _SHOWN = 20  # pairs on the terminal
+_COLUMNS = "similarity: cosine of the descriptors, 1 for the same file; points: keypoints that align in both images"
 
 
 def audit(
@@ -119,6 +120,19 @@ def _map_of_labels(train: Path, column: str, **backbone_options: Any) -> "Step":
 def _table(report: dict[str, Any]) -> Any:
     from dinomed.apps.output import build_table
 
+    conclusion = "LEAK" if report["pairs"] else "no leak found"
+    conclusion += " (not all images can be read)" if report["unreadable"] else ""
+    title = f"{conclusion}: {report['leaked_test_images']} of {report['test_images']} images of {report['test']}"
+    if not report["pairs"]:
+        rows: list[tuple[Any, ...]] = [
+            (f"training images: {report['train']}", report["train_images"]),
+            (f"compared images: {report['test']}", report["test_images"]),
+            *((f"pairs: {kind}", count) for kind, count in report["counts"].items()),
+        ]
+        table = build_table(("", "number"), rows, title=title)
+        table.caption = "; ".join(report["notes"])
+        return table
+    title += f" ({', '.join(f'{kind} {count}' for kind, count in report['counts'].items())})"
     rows = [
         (pair["kind"], pair["train"] or "(by its hash)", pair["test"], pair["similarity"], pair["matching_points"])
         for pair in report["pairs"][:_SHOWN]
@@ -126,12 +140,8 @@ def _table(report: dict[str, Any]) -> Any:
     num_hidden = len(report["pairs"]) - len(rows)
     if num_hidden:
         rows.append(("...", f"and {num_hidden} more pairs: --json lists all, -o PAGE.html shows them", "", None, None))
-    counts = ", ".join(f"{kind} {count}" for kind, count in report["counts"].items())
-    conclusion = "LEAK" if report["pairs"] else "no leak found"
-    conclusion += " (not all images can be read)" if report["unreadable"] else ""
-    summary = f"{conclusion}: {report['leaked_test_images']} of {report['test_images']} test images ({counts})"
-    table = build_table(("kind", "training image", "test image", "similarity", "points"), rows, title=summary)
-    table.caption = "; ".join(report["notes"])
+    table = build_table(("kind", "training image", "compared image", "similarity", "points"), rows, title=title)
+    table.caption = "; ".join([_COLUMNS, *report["notes"]])
     return table
 
 

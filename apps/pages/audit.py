@@ -21,10 +21,14 @@ from dinomed.pretrain.curation.audit.audit import KINDS, Audit, LeakedPair
 MAX_PAIRS = 100
 """Maximum number of pairs of each kind; a larger page is too large to open. The JSON report has all pairs."""
 _LIMIT = 64 * MIB
-NEXT = (
+AFTER_A_LEAK = (
     ("dinomed curate --pool POOL --exclude TEST -o CURATED", "a training set without the test images and their copies"),
     ("dinomed audit CURATED TEST", "again, after the removal"),
     ("dinomed pretrain CONFIG --data CURATED -o RUN", "pretraining on what is left"),
+)
+WITHOUT_A_LEAK = (
+    ("dinomed pretrain CONFIG --data TRAIN -o RUN", "pretraining on the training images"),
+    ("dinomed audit TRAIN --labels COLUMN --backbone RUN -o labels.html", "the search for wrong labels"),
 )
 _TITLES = {
     "exact": "Exact copies: the same file",
@@ -75,7 +79,7 @@ def build_audit_page(
                 parts.append(paragraph(f"The first {MAX_PAIRS} are shown; `--json` lists all."))
             parts += [_show(album, pair, train, test) for pair in pairs[:MAX_PAIRS]]
     parts += album.note()
-    parts += next_steps(NEXT, "POOL, TEST and other words in capitals stand for your paths.")
+    parts += next_steps(AFTER_A_LEAK if result.pairs else WITHOUT_A_LEAK, "Words in capitals stand for your paths.")
     parts += [heading("Settings"), code(settings)]
     return build_page("Leak audit", [verdict(conclusion, limits), *with_contents(parts)])
 

@@ -67,14 +67,17 @@ def test_a_leak_exits_with_one_and_names_both_images(sets: Path, capsys: pytest.
 def test_a_leak_is_told_in_words_too(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dinomed(capsys, "audit", sets / "a.parquet", sets / "b.parquet", *EXACT)
     assert code == 1
-    assert "LEAK: 1 of 3 test images" in out
+    assert f"LEAK: 1 of 3 images of {sets / 'b.parquet'} (exact 1, near 0, group 0)" in " ".join(out.split())
+    assert "points: keypoints that align" in " ".join(out.split())
     assert "same.png" in out
 
 
 def test_no_leak_exits_with_zero(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dinomed(capsys, "audit", sets / "a.parquet", sets / "clean.parquet", *FAST)
     assert code == 0
-    assert "no leak found: 0 of 5" in out
+    assert f"no leak found: 0 of 5 images of {sets / 'clean.parquet'}" in " ".join(out.split())
+    assert re.search(r"pairs: near\W+0\b", out)  # numbers in place of an empty table of pairs
+    assert "test image" not in out
 
 
 def test_folders_will_do(sets: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,6 +130,14 @@ def test_the_page_shows_the_pairs_and_fetches_nothing(
     assert "For research use only" in text
     assert "hash_radius: 24" in text
     assert list(page.parent.iterdir()) == [page]
+    assert "dinomed curate --pool POOL --exclude TEST" in text
+
+
+def test_the_page_without_a_leak_proposes_no_removal(sets: Path) -> None:
+    manifest = read_manifest(sets / "a.parquet")
+    page = build_audit_page(Audit([], 10, 5), None, manifest, ("a", "b"), "")
+    assert "--exclude" not in page
+    assert "dinomed audit TRAIN --labels COLUMN" in page
 
 
 def test_names_from_outside_are_escaped_on_the_page(sets: Path) -> None:
