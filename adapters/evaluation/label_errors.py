@@ -19,6 +19,7 @@ from dinomed.adapters.heads.solved.logistic import fit_logistic
 from dinomed.datasets.splits import make_folds
 from dinomed.errors import UsageError
 from dinomed.features.neighbors import normalised, search_exactly
+from dinomed.metrics.classification import classification_metrics
 
 NEIGHBORS = 10
 MAX_CLASSES = 100
@@ -43,6 +44,8 @@ class LabelErrors:
         probabilities: out-of-fold probabilities, float64 (N, K).
         votes: shares of the labels among the neighbours, float64 (N, K).
         scores: doubt, 0 to 1 (`doubt_scores`), (N,).
+        supported: whether the neighbours support the suggested class, bool (N,): they count as it, or more of them have
+            it than the label.
         by_prediction, by_neighbors: whether each estimate gives another class, bool (N,).
         joint: confident joint of the predictions, int (K, K): label, class.
         not_judged: rows with a label that the other folds lack, or without a neighbour of another group.
@@ -52,6 +55,7 @@ class LabelErrors:
     rows: np.ndarray
     labels: np.ndarray
     suggested: np.ndarray
+    supported: np.ndarray
     probabilities: np.ndarray
     votes: np.ndarray
     scores: np.ndarray
@@ -65,8 +69,26 @@ class LabelErrors:
         """Whether both estimates give another class than the label, bool (N,)."""
         return self.by_prediction & self.by_neighbors
 
+    def quality(self) -> dict[str, float]:
+        """Return `balanced_accuracy` and macro `auroc` of the out-of-fold predictions, 0 to 1."""
+        metrics = classification_metrics(self.labels, self.probabilities, self.classes)
+        return {name: round(metrics[name], 4) for name in ("balanced_accuracy", "auroc")}
+
+    def warnings(self) -> list[str]:
+        """Return a message if the predictions are weak: balanced accuracy nearer to that of chance than to 1."""
+        chance = 1 / len(set(self.labels.tolist()))
+        accuracy = self.quality()["balanced_accuracy"]
+        if accuracy >= (1 + chance) / 2:
+            return []
+        return [
+            f"the out-of-fold predictions are weak (balanced accuracy {accuracy:.2f}, by chance {chance:.2f}): many "
+            "suspects may be difficult images and not errors; use a better backbone, or look at the first ones only"
+        ]
+
     def ranked(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return an entry for each judged image, with the keys of `RANKED_COLUMNS`, the most doubtful first.
+
+        `suggested` is None where the neighbours do not support the class.
 
         Args:
             names: of all images.
@@ -75,7 +97,7 @@ class LabelErrors:
         return [
             {
                 "rank": rank + 1, "image": names[row], "label": self.classes[label],
-                "suggested": self.classes[other], "suspect": bool(suspects[rank]),
+                "suggested": self.classes[other] if self.supported[rank] else None, "suspect": bool(suspects[rank]),
                 "doubt": round(float(self.scores[rank]), 4),
                 "label_probability": round(float(self.probabilities[rank, label]), 4),
                 "suggested_probability": round(float(self.probabilities[rank, other]), 4),
@@ -123,8 +145,10 @@ def find_label_errors(
     by_prediction = (counted >= 0) & (counted != y)
     suggested = np.where(by_prediction, counted, _best_other(p, y))
     by_votes = confident_classes(v, y)
+    every = np.arange(len(y))
+    supported = (by_votes == suggested) | (v[every, suggested] > v[every, y])
     return LabelErrors(
-        names, known[usable][order], y[order], suggested[order], p[order], v[order], doubt[order],
+        names, known[usable][order], y[order], suggested[order], supported[order], p[order], v[order], doubt[order],
         by_prediction[order], ((by_votes >= 0) & (by_votes != y))[order], joint, known[~usable].tolist(),
     )  # fmt: skip
 

@@ -216,7 +216,8 @@ def audit(
 
     Returns:
         The report that ``dinomed audit --json`` prints: ``leaked_test_images``, ``counts`` by kind, and ``pairs``; with
-        `labels` ``suspects``, their number, ``ranked``, the suspects, and ``confident_joint``.
+        `labels` ``suspects``, their number, ``out_of_fold``, the quality of the predictions, ``warnings``, ``ranked``,
+        the suspects, and ``confident_joint``.
 
     Raises:
         UsageError: both sides are the same images, or an option is wrong.

@@ -157,7 +157,14 @@ def _label_table(report: dict[str, Any]) -> Any:
     if num_hidden:
         rows.append((f"... and {num_hidden} more: --json, --table FILE.csv", "", "", None, None, None, None))
     columns = ("image", "label", "suggested", "p(label)", "p(suggested)", "neighbours label", "neighbours suggested")
-    title = f"{report['suspects']} suspects among {report['images']} labels of {report['column']}"
+    quality = report["out_of_fold"]
+    title = "\n".join(
+        [
+            f"{report['suspects']} suspects among {report['images']} labels of {report['column']}; out-of-fold "
+            f"balanced accuracy {quality['balanced_accuracy']:.2f}, AUROC {quality['auroc']:.2f}",
+            *(f"warning: {text}" for text in report["warnings"]),
+        ]
+    )
     table = build_table(columns, rows, title=title)
     table.caption = "; ".join([*(report[name] for name in ("page", "table") if report[name]), *report["notes"]])
     return table

@@ -32,6 +32,8 @@ def build_label_page(
         ("another class by out-of-fold prediction", report["other_class_by_prediction"]),
         ("another class by neighbours", report["other_class_by_neighbors"]),
         ("not judged: their class is in one fold only", report["not_judged"]),
+        ("balanced accuracy of the out-of-fold predictions", report["out_of_fold"]["balanced_accuracy"]),
+        ("macro AUROC of the out-of-fold predictions", report["out_of_fold"]["auroc"]),
     ]  # fmt: skip
     parts = [
         paragraph(
@@ -39,6 +41,7 @@ def build_label_page(
             f"certain. Out-of-fold predictions are by a logistic regression on frozen features ({report['folds']} "
             f"folds by group), neighbours are the {NEIGHBORS} nearest images of other groups."
         ),
+        *(paragraph(f"Warning: {text}.") for text in report["warnings"]),
         heading("Numbers"),
         build_table(("", "number"), rows),
         heading(f"Suspects ({len(suspects)})"),
@@ -57,6 +60,8 @@ def build_label_page(
             f"{errors.votes[rank, label]:.0%} of the neighbours; {errors.classes[other]}: "
             f"{errors.probabilities[rank, other]:.2f}, {errors.votes[rank, other]:.0%}"
         )
+        if not errors.supported[rank]:
+            text += ", so no class is suggested"
         parts.append(album.picture(images, int(errors.rows[rank]), text))
     parts += album.note()
     parts.append(heading("Confident joint: labels in rows, classes by prediction in columns"))

@@ -298,6 +298,7 @@ def audit_labels(
             "classes": {name: int((errors.labels == i).sum()) for i, name in enumerate(errors.classes)},
             "folds": folds,
             "suspects": int(errors.suspects.sum()),
+            "out_of_fold": errors.quality(),
             "other_class_by_prediction": int(errors.by_prediction.sum()),
             "other_class_by_neighbors": int(errors.by_neighbors.sum()),
             "confident_joint": {
@@ -307,6 +308,7 @@ def audit_labels(
             "backbone": {"name": frozen.name, "fingerprint": frozen.fingerprint},
             "page": None if out is None else str(out),
             "table": None if table is None else str(table),
+            "warnings": errors.warnings(),
             "notes": ["a suspect is a label to look at again, not an error for certain", RESEARCH_USE],
         }
         if out is not None:

@@ -101,6 +101,30 @@ def test_the_suggested_class_is_the_one_that_made_the_image_a_suspect(monkeypatc
     assert suggested[1] == "b"  # counted as its label: the most probable other class
 
 
+def test_a_class_is_suggested_only_where_the_neighbours_support_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.tile([0.05, 0.9, 0.05], (6, 1))
+    votes = np.array([[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], *[[0.1, 0.8, 0.1]] * 2, *[[0.0, 0.1, 0.9]] * 2])
+    monkeypatch.setattr(label_errors, "out_of_fold_probabilities", lambda *_: (table, np.ones(6, bool)))
+    monkeypatch.setattr(label_errors, "neighbor_votes", lambda *_: votes)
+    result = find_label_errors(np.eye(6), list("aabbcc"), list("uvwxyz"), folds=2)
+    suggested = {entry["image"]: entry["suggested"] for entry in result.ranked(list("012345"))}
+    assert suggested["0"] is None  # prediction: b; most neighbours have the label a
+    assert suggested["1"] == "b"
+    assert suggested["4"] is None
+
+
+def test_weak_predictions_give_a_warning_with_their_quality() -> None:
+    features, targets, groups = drawn_features(7)
+    labels = [CLASSES[target] for target in targets]
+    good = find_label_errors(features, labels, groups)
+    assert good.quality()["balanced_accuracy"] > 0.9
+    assert good.quality()["auroc"] > 0.95
+    assert good.warnings() == []
+    weak = find_label_errors(np.random.default_rng(0).normal(size=features.shape), labels, groups)
+    assert 0.2 < weak.quality()["balanced_accuracy"] < 0.45
+    assert "by chance 0.33): many suspects may be difficult images" in weak.warnings()[0]
+
+
 def test_a_search_among_large_groups_is_bounded_and_gives_the_same_votes(monkeypatch: pytest.MonkeyPatch) -> None:
     features, targets, _ = drawn_features(6, 60)
     units = np.repeat([0, 1], [50, 10])

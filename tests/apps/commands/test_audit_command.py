@@ -192,6 +192,7 @@ def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
     assert (code, err) == (0, "")
     assert (report["images"], report["folds"]) == (60, 3)
     assert report["suspects"] == len(report["ranked"])
+    assert 0 <= report["out_of_fold"]["balanced_accuracy"] <= 1
     names, rows = read_csv(tmp_path / "t.csv")
     assert len(rows) == 60
     assert sorted(row[names.index("image")] for row in rows) == sorted(read_manifest(lesion_manifest).column("image"))
@@ -199,6 +200,12 @@ def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
     assert doubts == sorted(doubts, reverse=True)
     page = (tmp_path / "labels.html").read_text()
     assert page.count("<figure") == report["suspects"]
+    assert "balanced accuracy of the out-of-fold predictions" in page
+    assert page.count("Warning: the out-of-fold predictions are weak") == len(report["warnings"])
+    _, out, _ = dinomed(capsys, *command, "--folds", "3", "--cache", tmp_path / "cache")
+    out = " ".join(out.split())
+    assert f"out-of-fold balanced accuracy {report['out_of_fold']['balanced_accuracy']:.2f}, AUROC" in out
+    assert out.count("warning: the out-of-fold predictions are weak") == len(report["warnings"])
     assert not re.search(r"(src|href)=.https?:", page)
     for words, message in [
         (("--folds", "99"), "--folds 99: the images have"),
