@@ -21,7 +21,7 @@ help: ## Show the targets
 
 install: $(VENV)/.installed-run ## Install dinomed into .venv
 
-quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then the demo (about 11 minutes on 2 cores)
+quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then the demo (took 11 minutes on 2 busy cores)
 	$(BIN)/dinomed quickstart $(ARGS)
 
 # Two workers with one thread each take half the time of one worker with two threads.

@@ -32,7 +32,7 @@ def quickstart(
 ) -> None:
     """Run the main steps once: scan, pretrain, train heads, evaluate, index, report, demo.
 
-    Without --data, synthetic lesions are drawn; this takes about 11 minutes on 2 cores. Each command is
+    Without --data, synthetic lesions are drawn; this took 11 minutes on 2 busy cores. Each command is
     printed before it runs. The same command continues an interrupted quickstart. Your images need labels for
     classification, and masks for segmentation. For research use only, not for diagnosis.
     """

@@ -60,7 +60,7 @@ def quickstart(
 
     Args:
         out: folder for all results.
-        data: folder of images; None for synthetic lesions, which take about 11 minutes on 2 cores.
+        data: folder of images; None for synthetic lesions, which took 11 minutes on 2 busy cores.
         labels: as in `dinomed.scan`; None for labels.csv in the folder, if it exists.
         group: as in `dinomed.scan`.
         mask: as in `dinomed.scan`.
