@@ -218,7 +218,8 @@ def choose_head(
     fits = candidate_fits(prepared, candidates, backbone)
     best: tuple[float, str, FinishedFit] | None = None
     rows: list[dict[str, Any]] = []
-    for title in candidates:
+    for number, title in enumerate(candidates, start=1):
+        logger.info(f"head {number} of {len(candidates)}: {title}")
         fit = fits.pop(title)  # so that only the features of the best one stay in memory
         folder, began = stage / CANDIDATE_FOLDER, monotonic()
         shutil.rmtree(folder, ignore_errors=True)

@@ -218,6 +218,8 @@ def test_the_command_prints_the_table_and_refuses_a_task_without_a_choice(
     code, out, err = run("train", "classify", *shared, "--head", "auto", *few, "-o", tmp_path / "cls")
     assert code == 0, err
     assert all(title in out for title in TITLES[:3])
+    progress = [line for line in err.splitlines() if line.startswith("head ")]
+    assert progress == [f"head {number} of 3: {title}" for number, title in enumerate(TITLES[:3], start=1)]
     assert "kept" in out
     code, _, err = run("train", "depth", *shared, "--head", "auto", "-o", tmp_path / "depth")
     assert code == 2
