@@ -4,11 +4,18 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 import dinomed
+from dinomed.adapters.inference.folder import ABSTAINED_COLUMN, FAMILIARITY_COLUMNS
+from dinomed.adapters.tasks.areas import AREA_COLUMN
+from dinomed.adapters.tasks.classify.writer import CONFIDENCE_COLUMN, ClassifyWriter
+from dinomed.adapters.tasks.depth.writer import DepthWriter
+from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
+from dinomed.adapters.tasks.segment.writer import SegmentWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +102,16 @@ def test_every_anchor_of_a_link_exists_on_github_too() -> None:
         if anchor not in github_anchors(page.parent / target if target else page)
     ]
     assert missing == []
+
+
+def test_the_table_of_predictions_has_every_column_that_is_written() -> None:
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    section = page.partition("## Columns of predictions.csv\n")[2].partition("\n## ")[0]
+    named = {name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall("`(.+?)`", row)}
+    model = SimpleNamespace(
+        classes=["nevus"], has_sets=True, threshold=0.5, file_scale=1.0, schema=MaskSchema("binary", ("lesion",), (1,))
+    )
+    writers: list[Any] = [ClassifyWriter(model, []), SegmentWriter(model, []), DepthWriter(model, [])]  # type: ignore[arg-type]
+    written = {column for writer in writers for column in writer.columns} - {"nevus"}
+    written |= {"image", CONFIDENCE_COLUMN, AREA_COLUMN, "dicom_seg", ABSTAINED_COLUMN, *FAMILIARITY_COLUMNS}
+    assert named == written
