@@ -81,13 +81,17 @@ def show_state(predictor: ClassifyPredictor, probabilities: ClassProbabilities, 
         calibration = cross or sets
         assert calibration is not None, "a prediction with a set has its calibration"
         if calibration.problem is not None:
-            shown = text("set_all").format(reason=calibration.problem)
+            shown = html.escape(text("set_all").format(reason=calibration.problem))
         else:
             classes = text("set_one" if len(held) == 1 else "set_several").format(names=", ".join(held))
             reason = text("set_rule" if cross is None else "set_rule_ensemble")
-            values = {"coverage": f"{100 * calibration.coverage:g}%", "groups": f"{calibration.groups:,}"}
-            shown = f"{classes} {reason.format(**values)}"
-        parts.append(f'<div class="dm-hint" id="prediction-set">{html.escape(shown)}</div>')
+            values = {
+                "coverage": f"{100 * calibration.coverage:g}%",
+                "groups": f"{calibration.groups:,}",
+                "missed": f"{100 * (1 - calibration.coverage):.3g}",
+            }
+            shown = f"<strong>{html.escape(classes)}</strong> {html.escape(reason.format(**values))}"
+        parts.append(f'<div class="dm-hint" id="prediction-set">{shown}</div>')
     return "".join(parts)
 
 

@@ -40,7 +40,8 @@ class RetrievePanel(Panel):
         self.filters = filter_values(image_index.vector_index.manifest)
 
     def controls(self) -> str:
-        filters = "".join(
+        filters = f'<span id="filters-name">{text("filters")}</span>' if self.filters else ""
+        filters += "".join(
             f'<label>{html.escape(column)} <select data-setting="{FILTER}{html.escape(column, quote=True)}" data-asks>'
             f'<option value="">{text("any_value")}</option>'
             f"{''.join(f'<option>{html.escape(value)}</option>' for value in values)}</select></label>"
@@ -54,7 +55,7 @@ class RetrievePanel(Panel):
             f"{text('regions')}</label>"
             '<label class="dm-check"><input id="exclude" type="checkbox" checked data-setting="exclude" data-asks> '
             f"{text('exclude')}</label>"
-            f'<div class="dm-filters" role="group" aria-label="{text("filters")}">{filters}</div>'
+            f'<div class="dm-filters" role="group" aria-labelledby="filters-name">{filters}</div>'
             '<div class="dm-result" id="found" aria-live="polite"></div>'
         )
 
@@ -165,10 +166,10 @@ def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | Non
         name = html.escape(f"{text('compare_with')} {label}", quote=True)
         drawn = inline(picture, text("case_image").format(label=label), height_px)
         shown = f'<button type="button" class="case-open" aria-label="{name}">{drawn}</button>'
-    distance = text("case_distance").format(distance=f"{1 - neighbor.similarity:.3f}")
+    similarity = f'<span class="similarity">{neighbor.similarity:.3f}</span>'
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
-        f'<span class="similarity" title="{distance}">{neighbor.similarity:.3f}</span>'
+        f'<span class="alike">{text("case_similarity")} {similarity}</span>'
         f"{_percentile(image_index, neighbor)}</figcaption></figure>"
     )
 

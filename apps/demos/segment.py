@@ -179,7 +179,7 @@ class SegmentPanel(Panel):
             '<div class="dm-state" aria-live="polite"></div><div class="dm-result" aria-live="polite"></div>'
             '<div id="measures" hidden><dl class="dm-cards">'
             f'<div><dt>{text("lesions")}</dt><dd id="lesion-count"></dd></div>'
-            f'<div><dt>{text("area")}</dt><dd><span id="area-px"></span> <small>px</small></dd></div>'
+            f'<div><dt>{text("area")}</dt><dd><span id="area-px"></span> <small>px²</small></dd></div>'
             f'<div><dt>{text("share")}</dt><dd><span id="area-percent"></span> <small>%</small></dd></div>'
             f'<div id="area-mm-card" hidden><dt>{text("area")}</dt>'
             '<dd><span id="area-mm"></span> <small>mm²</small></dd></div></dl>'
@@ -248,7 +248,7 @@ class SegmentPanel(Panel):
         mask, lesions = _final_mask(VisitedPicture(probability), settings)
         area = int(mask.sum())
         values = {"class": which, "regions": len(lesions), "area_px": area, "area_share": round(area / mask.size, 6)}
-        size = f"{100 * area / mask.size:.1f}%"
+        size = text("share_of_image").format(percent=f"{100 * area / mask.size:.1f}")
         if (pixel := pixel_mm2(picture.spacings, 0, mask)) is not None:
             values["area_mm2"] = round(area * pixel, 3)
             size = f"{values['area_mm2']:,.1f} mm² ({size})"

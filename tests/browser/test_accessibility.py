@@ -66,8 +66,9 @@ def show(page: Any, path: Path) -> None:
     page.wait_for_selector("#measures:visible")
 
 
-def test_axe_finds_what_is_wrong_on_a_page(open_page: Callable[..., Any], find_violations: Any) -> None:
+def test_axe_finds_what_is_wrong_on_a_page(open_page: Callable[..., Any], find_violations: Any, picture: Path) -> None:
     page = open_page()
+    show(page, picture)  # buttons that are disabled may have any contrast
     page.evaluate("document.querySelector('#fit').style.color = 'var(--dm-line)'")
     page.evaluate("document.querySelector('#zoom-in').removeAttribute('aria-label')")
     page.evaluate("document.querySelector('#zoom-in').textContent = ''")
@@ -120,6 +121,23 @@ def test_every_control_is_reached_by_the_keyboard_and_shows_it(open_page: Callab
             assert float(outline.removesuffix("px")) >= 2, name
     for name in ("dm-view", "zoom-in", "dm-stage", "compare", "tab-segment", "threshold", "largest", "download"):
         assert name in reached
+
+
+@pytest.mark.parametrize(("width", "order"), [(1280, ["examples", "picture"]), (390, ["picture", "examples"])])
+def test_the_keyboard_reaches_examples_and_viewer_in_the_order_in_which_they_are_seen(
+    open_page: Callable[..., Any], width: int, order: list[str]
+) -> None:
+    page = open_page(width=width)
+    assert page.locator("#examples").count() == 1
+    tops = {name: page.locator(f"#{name}").bounding_box()["y"] for name in order}
+    assert sorted(tops, key=lambda name: tops[name]) == order
+    reached: list[str] = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        name = page.evaluate("() => document.activeElement.closest('#examples, #picture')?.id")
+        if name and name not in reached:
+            reached.append(name)
+    assert reached == order
 
 
 def test_from_an_example_to_its_mask_by_keyboard_only(open_page: Callable[..., Any]) -> None:

@@ -111,11 +111,17 @@ def test_cases_are_filtered_by_the_columns_of_the_index(visit, demo, made: Path)
     label = sorted(set(manifest.column("label")))[-1]
     visit.upload(manifest.path(0))
     visit.page.wait_for_selector("#found .cases")
+    visit.page.evaluate(
+        "() => { window.busy = []; const found = document.querySelector('#found'); new MutationObserver(() =>"
+        " window.busy.push(found.getAttribute('aria-busy'))).observe(found, { attributeFilter: ['aria-busy'] }); }"
+    )
     visit.page.locator("[data-setting='filter label']").select_option(label)
     visit.page.wait_for_function(
         "label => [...document.querySelectorAll('#found figcaption b')].every(one => one.textContent === label)",
         arg=label,
     )
+    visit.page.wait_for_function("() => window.busy.length === 2")
+    assert visit.page.evaluate("window.busy") == ["true", None]  # the cases before were marked as old
     (answer,) = load_index(made / "idx").search_manifest(
         manifest.take([0]), 6, conditions=parse_conditions([f"label={label}"]), exclude_same_group=True
     )

@@ -52,7 +52,7 @@ def test_from_upload_to_mask(visit, demo, spot: Path) -> None:
     assert visit.page.locator("#download").is_disabled()
     visit.upload(spot)
     visit.wait_for_area(WIDE)  # threshold 0.5
-    assert visit.text("area-percent") == f"{100 * WIDE / (240 * 320):.1f}"
+    assert visit.text("area-percent") == f"{100 * WIDE / (240 * 320):.2f}"
     assert "confidence" not in visit.page.inner_text("body").lower()  # that of a mask rises with the threshold
 
     calls = model_calls(demo)
@@ -102,7 +102,19 @@ def test_views_wipe_and_compare_change_what_is_painted(visit, spot: Path) -> Non
     assert not is_line(heat).any()
     assert (heat != plain).any()
     visit.page.locator("#opacity").fill("0")
-    assert np.abs(painted(visit).astype(int) - plain)[:, : plain.shape[1] - 60].max() <= 1  # but for the colour bar
+    assert (
+        np.abs(painted(visit).astype(int) - plain)[:, : plain.shape[1] - 110].max() <= 1
+    )  # but for the colour bar and its name
+
+
+def test_an_empty_viewer_opens_a_file_by_a_click_and_does_not_zoom(visit, spot: Path) -> None:
+    zooms = [visit.page.locator(f"#{name}") for name in ("zoom-out", "fit", "zoom-in")]
+    assert all(zoom.is_disabled() for zoom in zooms)
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.locator(".dm-empty").click()
+    chooser.value.set_files(spot)
+    visit.wait_for_area(WIDE)
+    assert all(zoom.is_enabled() for zoom in zooms)
 
 
 def test_a_download_can_be_tried_again_after_the_server_was_lost(visit, spot: Path) -> None:

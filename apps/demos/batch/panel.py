@@ -43,7 +43,7 @@ class BatchPanel(Panel):
             orders[f"uncertainty{panel.name}"] = f"{text('batch_by_uncertainty')}{of}"
         if any(panel.check is not None for panel in self.panels):
             orders["unlikeness"] = text("batch_by_unlikeness")
-        buttons = "".join(
+        buttons = f'<span class="dm-hint">{text("batch_sort")}</span>' + "".join(
             f'<button type="button" data-sort="{key}" aria-pressed="{"true" if key == "number" else "false"}">'
             f"{html.escape(title)}</button>"
             for key, title in orders.items()

@@ -10,6 +10,7 @@ const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte
 
 let current = null; // {id, path, number, levels, ...} of the picture that is shown; answers for another id are dropped
 let opened = 0;
+const ZOOMS = ["#zoom-out", "#fit", "#zoom-in"];
 const visit = newId();
 const viewer = new Viewer(get(".dm-stage"), get("#canvas"), showZoom);
 
@@ -25,7 +26,7 @@ function clearAll(state) {
   showWindow(null);
   clearStar();
   if (comparison.open) comparison.close();
-  for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download"]) if (get(name)) get(name).disabled = true;
+  for (const name of ["#view", "#opacity", "#wipe", "#compare", "#download", ...ZOOMS]) if (get(name)) get(name).disabled = true;
   if (get("#measures")) {
     get("#measures").hidden = true;
     for (const name of ["#lesion-count", "#area-px", "#area-percent", "#area-mm", "#lesions"]) get(name).textContent = "";
@@ -118,6 +119,7 @@ async function ask(panels) {
     picture.byRegion = answer.by_region; // then the server knows the spacing of a mask
     picture.spacing = answer.by_region ? null : answer.spacing;
     viewer.show(image, answer.size, answer.spacing, picture.view);
+    for (const name of ZOOMS) get(name).disabled = false;
     app.dataset.state = "shown";
     showFrames(picture, answer);
     if (answer.has_values) askValues(picture);
@@ -165,13 +167,22 @@ app.addEventListener("drop", (event) => {
   app.classList.remove("dm-over");
   openFirst(event.dataTransfer.files);
 });
+get(".dm-empty").addEventListener("click", () => get("input[type=file]").click());
 document.addEventListener("paste", (event) => {
   const file = [...(event.clipboardData?.files || [])][0];
   if (file) openCase(null, file);
 });
 for (const button of all("[data-example]")) button.addEventListener("click", () => openCase(null, button.dataset.example));
+/** Ask for a panel again, for other settings; its result so far is marked as old until the answer is here. */
+async function askAgain(panel) {
+  const result = panel.querySelector(".dm-result");
+  panel.asked = (panel.asked || 0) + 1;
+  result.setAttribute("aria-busy", true);
+  await ask([panel.dataset.panel]);
+  if (!--panel.asked) result.removeAttribute("aria-busy");
+}
 for (const input of all("[data-asks]")) {
-  input.addEventListener("change", () => current && current.path && !resting && ask([input.closest("[data-panel]").dataset.panel]));
+  input.addEventListener("change", () => current && current.path && !resting && askAgain(input.closest("[data-panel]")));
 }
 for (const output of all("output[for]")) {
   const input = get(`#${output.htmlFor}`), show = () => { output.textContent = input.value; };
@@ -211,6 +222,12 @@ for (const name of ["keydown", "keyup"]) {
 get("#zoom-in").addEventListener("click", () => viewer.zoomBy(STEP));
 get("#zoom-out").addEventListener("click", () => viewer.zoomBy(1 / STEP));
 get("#fit").addEventListener("click", () => viewer.fit());
+
+/** Put the examples where they are seen, for the order of the keyboard: above the viewer, or below it on a narrow screen. */
+const placeExamples = (isNarrow) => (isNarrow ? get("#picture").after(get("#examples")) : get(".dm-main").prepend(get("#examples")));
+const narrowScreen = matchMedia("(max-width: 860px)");
+placeExamples(narrowScreen.matches);
+narrowScreen.addEventListener("change", () => placeExamples(narrowScreen.matches));
 
 const tabs = all("[role=tab]");
 const choose = (chosen, focus) => {

@@ -11,8 +11,9 @@ function compareCase(button) {
   get("#own-side img").src = current.preview;
   get("#case-side").src = picture.src;
   get("#case-side").alt = picture.alt;
-  get("#case-caption").textContent = [...caption.children].map((part) => part.textContent).join(" · ");
-  get(".dm-sides").classList.toggle("dm-pair", Boolean(button.closest(".pairs"))); // a pair shows this image already
+  const isPair = Boolean(button.closest(".pairs")), words = [...caption.children].map((part) => part.textContent).join(" · ");
+  get("#case-caption").textContent = isPair ? write("pair_caption", { case: words }) : words;
+  get(".dm-sides").classList.toggle("dm-pair", isPair); // a pair shows this image already
   const buttons = caseButtons(), at = buttons.indexOf(button);
   get("#case-before").disabled = at === 0;
   get("#case-after").disabled = at === buttons.length - 1;

@@ -102,9 +102,9 @@ function measureShape() {
     const [row, column] = picture.spacing || [1, 1], unit = picture.spacing ? "mm" : "px";
     const sx = scale[0] * column, sy = scale[1] * row;
     const size = regionDiameters(region.runs, picture.width, sx, sy);
-    const show = (value) => `${value < 100 ? value.toPrecision(3) : count(value)} ${unit}`;
-    get("#diameter").textContent = show(size.longest);
-    get("#perpendicular").textContent = show(size.perpendicular);
+    const show = (value) => `${value < 100 ? value.toPrecision(3) : count(value)} <small>${unit}</small>`;
+    get("#diameter").innerHTML = show(size.longest);
+    get("#perpendicular").innerHTML = show(size.perpendicular);
     get("#asymmetry").textContent = regionAsymmetry(region.runs, picture.width, sx, sy).toFixed(2);
     shape.setAttribute("aria-busy", false);
     const place = (point) => [point[0] / column, point[1] / row];

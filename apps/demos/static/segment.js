@@ -106,7 +106,7 @@ function showMeasures(picture, areas, estimated) {
   get("#measures").classList.toggle("dm-estimated", estimated);
   get("#lesion-count").textContent = areas.length;
   get("#area-px").textContent = count(sum);
-  get("#area-percent").textContent = ((100 * sum) / whole).toFixed(1);
+  get("#area-percent").textContent = ((100 * sum) / whole).toFixed(2);
   const [row, column] = picture.spacing || [0, 0];
   get("#area-mm-card").hidden = !picture.spacing;
   get("#area-mm").textContent = picture.spacing ? millimetres(sum * row * column) : "";
@@ -114,7 +114,7 @@ function showMeasures(picture, areas, estimated) {
     const item = document.createElement("li"), button = document.createElement("button"), value = document.createElement("span");
     button.type = "button";
     button.textContent = write("region", { number: at + 1 });
-    const size = picture.spacing ? `${millimetres(area * row * column)} mm²` : `${count(area)} px`;
+    const size = picture.spacing ? `${millimetres(area * row * column)} mm²` : `${count(area)} px²`;
     value.textContent = `${size} · ${((100 * area) / whole).toFixed(2)}%`;
     button.append(value);
     button.addEventListener("click", () => {
@@ -132,8 +132,9 @@ async function download() {
   const picture = current;
   get("#download").disabled = true;
   const answer = await measure(true);
-  if (!answer || !answer.file || current !== picture) return;
-  get("#download").disabled = false;
+  if (current !== picture) return;
+  get("#download").disabled = !picture.regions.length; // also without an answer: it can be tried again
+  if (!answer || !answer.file) return;
   const bytes = Uint8Array.from(atob(answer.file), (character) => character.charCodeAt(0));
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));

@@ -46,7 +46,8 @@ def test_the_set_is_shown_with_its_coverage() -> None:
     page = shown(panel, output(0.6, ("nevus", "melanoma")))
     assert "One of: nevus, melanoma." in page
     assert "a coverage of 90%, calibrated on 40 groups" in page
-    assert "Only one class is plausible: nevus." in shown(panel, output(0.9, ("nevus",)))
+    assert "about 10 of 100 such sets miss it" in page
+    assert "Prediction set of one class: nevus." in shown(panel, output(0.9, ("nevus",)))
     assert 'id="abstained"' not in page  # no rule was asked for
     values = panel.summarize(None, [output(0.6, ("nevus", "melanoma"))], {}).values  # type: ignore[arg-type]
     assert values["prediction_set"] == "nevus|melanoma"
