@@ -18,7 +18,7 @@ Everyone gets the same images and
 - ``--free``: as long as it wants: a head its default length, the U-Net ``--steps`` steps of 8.
 
 A backbone may have been pretrained on the train split of the manifest, so without labels on some images of the other
-source. Those that are in no train split are reported a second time by themselves.
+source. Those of val and test are reported a second time by themselves.
 
 HAM10000 holds images of one device that only took follow-up pictures in Vienna (``dx_type=follow_up``); they stand for
 another source where no other masks are at hand. ``dinomed scan --keep dx_type`` keeps the column.
@@ -86,10 +86,10 @@ class Sources:
     other: Manifest
 
     def test(self, score: Callable[[Manifest, str], Row]) -> dict[str, Row]:
-        """Return the scores of the images of each source; "unseen": those of the other one outside of train, if the
+        """Return the scores of the images of each source; "unseen": those of the other one in val or test, if the
         others may have been in pretraining."""
         tests = {"same": score(self.same, "same"), "other": score(self.other, "other")}
-        unseen = [split != "train" for split in self.other.column("split")]
+        unseen = [split in ("val", "test") for split in self.other.column("split")]  # pretraining takes the others
         if any(unseen) and not all(unseen):
             tests["unseen"] = {name: list(compress(cells, unseen)) for name, cells in tests["other"].items()}
         return tests

@@ -16,7 +16,7 @@ from dinomed.io.files import write_text
 SOURCES = {
     "same": "same source",
     "other": "another source",
-    "unseen": "another source, outside of train",  # the backbone has not seen them
+    "unseen": "another source, val and test",  # the backbone has not seen them
 }
 METRIC = {"segment": "mean Dice", "classify": "macro AUROC"}
 DIFFERENCES = (

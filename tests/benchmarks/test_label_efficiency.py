@@ -41,12 +41,20 @@ def test_no_test_group_is_drawn_and_the_other_source_is_never_trained_on(bench: 
 def test_images_of_the_other_source_that_pretraining_may_have_seen_are_told_apart(
     bench: ModuleType, script: Callable[[str], ModuleType], two_sites: Path
 ) -> None:
-    sources = bench.split_sources(read_manifest(two_sites), "site=b", None, 60)
-    tests = sources.test(lambda rows, _: {"values": rows.column("image"), "groups": rows.units()})
     manifest = read_manifest(two_sites)
+    place = manifest.table.schema.get_field_index("split")
+    first = next(row for row in range(len(manifest)) if manifest.column("site")[row] == "b")
+    splits = [
+        "" if row == first else split for row, split in enumerate(manifest.column("split"))
+    ]  # none: pretraining takes it
+    manifest = Manifest(manifest.table.set_column(place, "split", pa.array(splits)), manifest.root)
+    sources = bench.split_sources(manifest, "site=b", None, 60)
+    tests = sources.test(lambda rows, _: {"values": rows.column("image"), "groups": rows.units()})
     split_of = dict(zip(manifest.column("image"), manifest.column("split"), strict=True))
-    assert {split_of[image] for image in tests["other"]["values"]} > {"train"}
-    assert tests["unseen"]["values"] == [image for image in tests["other"]["values"] if split_of[image] != "train"]
+    assert {split_of[image] for image in tests["other"]["values"]} > {"train", ""}
+    assert tests["unseen"]["values"] == [
+        image for image in tests["other"]["values"] if split_of[image] in ("val", "test")
+    ]
     assert len(tests["unseen"]["groups"]) == len(tests["unseen"]["values"])
     only_test = bench.split_sources(manifest, None, manifest, 60)
     assert "unseen" not in only_test.test(lambda rows, _: {"values": [0.5] * len(rows)})
@@ -54,7 +62,7 @@ def test_images_of_the_other_source_that_pretraining_may_have_seen_are_told_apar
     report = script("label_efficiency_report")
     rows = [row_of("linear", 0, [0.2, 0.4, 0.6, 0.8]) | {"unseen": {"values": [0.3, 0.5], "groups": ["a", "b"]}}]
     columns, table = report.build_cells(rows, ["25"])
-    assert columns[3] == "25: another source, outside of train"
+    assert columns[3] == "25: another source, val and test"
     assert table[0][3].startswith("0.400")
 
 
