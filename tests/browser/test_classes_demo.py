@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
         yield demo
 
 
+def show(visit, made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.tif"
+    tifffile.imwrite(path, np.load(made / "data" / "images" / "20.npy").transpose(2, 0, 1), photometric="minisblack")
+    visit.keep_everything()
+    visit.upload(path)
+    visit.page.wait_for_selector("#measures:visible")
+
+
 def test_the_class_that_is_chosen_is_outlined(visit, made: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.tif"
     tifffile.imwrite(path, np.load(made / "data" / "images" / "20.npy").transpose(2, 0, 1), photometric="minisblack")
@@ -83,6 +92,57 @@ def test_the_class_that_is_chosen_is_outlined(visit, made: Path, tmp_path: Path)
     visit.page.locator("#which").select_option("liver")
     visit.wait_for_area(int((maps[1] >= 0.5).sum()))  # another class begins at its own threshold
     assert float(visit.page.locator("#threshold").input_value()) == 0.5
+
+
+def test_a_class_without_an_answer_leaves_the_picture_and_the_class_as_they_were(
+    visit, made: Path, tmp_path: Path
+) -> None:
+    page = visit.page
+    show(visit, made, tmp_path)
+    page.locator("#which").select_option("liver")
+    page.wait_for_selector("#measures:not([aria-busy])")
+    visit.wait_until_drawn()
+    before, drawn = visit.text("area-px"), page.locator("#canvas").screenshot()
+    bad_map = {"which": "kidney", "map": "data:image/png;base64,AAAA"}
+
+    def answer_with_a_broken_map(route: Any) -> None:
+        response = route.fetch()
+        answer = response.json()
+        answer["panels"]["segment"] |= bad_map
+        route.fulfill(response=response, json=answer)
+
+    for respond in (lambda route: route.abort(), answer_with_a_broken_map):
+        page.route("**/component_server/**", respond)
+        page.locator("#which").select_option("kidney")
+        page.wait_for_selector("#panel-segment .dm-result:not([aria-busy]) .message.error")
+        assert "no valid answer" in visit.message("error")
+        assert page.locator("#which").input_value() == "liver"
+        assert page.locator("#measures").get_attribute("aria-busy") is None
+        assert visit.text("area-px") == before
+        assert page.locator("#canvas").screenshot() == drawn
+        page.unroute("**/component_server/**")
+    page.locator("#which").select_option("kidney")
+    page.wait_for_selector("#panel-segment:not(:has(.message.error)):not(:has([aria-busy=true]))")
+    visit.wait_until_drawn()
+    assert page.locator("#which").input_value() == "kidney"
+    assert page.locator("#canvas").screenshot() != drawn
+
+
+def test_measures_of_the_class_before_are_marked_until_another_picture_is_opened(
+    visit, made: Path, tmp_path: Path
+) -> None:
+    page, held = visit.page, []
+    show(visit, made, tmp_path)
+    page.route("**/component_server/**", lambda route: route.continue_() if held else held.append(route))
+    page.locator("#which").select_option("kidney")
+    page.wait_for_selector("#measures[aria-busy=true]")
+    assert page.locator("#measures").evaluate("node => getComputedStyle(node).opacity") == "0.4"
+    show(visit, made, tmp_path)
+    assert page.locator("#panel-segment [aria-busy=true]:not(#shape)").count() == 0
+    held[0].abort()
+    page.wait_for_timeout(300)  # for what the page would do with it
+    assert page.locator("#which").input_value() == "kidney"
+    assert page.locator(".message.error").count() == 0
 
 
 def test_a_colour_picture_is_refused_in_one_line(visit, tmp_path: Path) -> None:

@@ -214,3 +214,24 @@ def test_corrections_of_a_frame_stay_while_others_are_looked_at_and_are_saved_wi
     for row, frame in enumerate(manifest.column("frame")):
         assert (read_image(manifest.path(row), channels=1)[..., 0] == FRAMES[int(frame)]).all()
         assert (read_mask(saved / manifest.column("mask")[row]) == (FRAMES[int(frame)] == 51)).all()
+
+
+def test_corrections_stay_when_the_server_does_not_answer_for_another_setting(visit: Any, cine: Path) -> None:
+    page = visit.page
+    visit.upload(cine)
+    visit.wait_for_area(AREAS[0])
+    page.locator("[data-tool=brush]").click()
+    page.locator(".dm-stage").click()
+    page.wait_for_selector("[data-decision=corrected]:enabled")
+    visit.wait_until_drawn()
+    corrected = visit.text("area-px")
+    page.route("**/component_server/**", lambda route: route.abort())
+    page.evaluate("document.querySelector('#which').dispatchEvent(new Event('change'))")  # hidden: it has one class
+    page.wait_for_selector("#panel-segment .message.error:visible")
+    assert "The results are those of the earlier setting" in visit.message("error")
+    assert page.locator(".dm-app").get_attribute("data-state") == "shown"
+    assert page.locator("[data-decision=corrected]").is_enabled()
+    assert visit.text("area-px") == corrected
+    page.unroute("**/component_server/**")
+    page.locator("[data-decision=corrected]").click()
+    page.wait_for_function("() => document.querySelector('#saved').textContent.includes('corrected')")

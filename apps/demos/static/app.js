@@ -22,6 +22,7 @@ function clearAll(state) {
   app.dataset.state = state;
   viewer.clear();
   for (const result of all(".dm-result")) result.innerHTML = "";
+  for (const panel of all("[data-panel]")) markOld(panel, false);
   clearTrust();
   showWindow(null);
   clearStar();
@@ -89,6 +90,18 @@ async function callServer(name, request) {
   return answer;
 }
 
+/** Show an error above the results of panels. They stay as they are, and so do the picture and its corrections. */
+function showRefusal(names, text) {
+  for (const name of names) {
+    const result = get(`#panel-${name} .dm-result`), refusal = document.createElement("div");
+    if (!result) continue;
+    for (const earlier of result.querySelectorAll(".dm-refusal")) earlier.remove();
+    refusal.className = "dm-refusal";
+    refusal.innerHTML = text;
+    result.prepend(refusal);
+  }
+}
+
 /** Ask for the results of some panels, or of all. */
 async function ask(panels) {
   const picture = current;
@@ -104,10 +117,14 @@ async function ask(panels) {
   try {
     answer = await callServer("look", { id: picture.id, visit, path: picture.path, frame: picture.frame, panels, settings });
   } catch (problem) {
-    answer = { id: picture.id, error: box(TEXT.server_lost) };
+    answer = { id: picture.id, error: box(panels ? TEXT.server_lost_setting : TEXT.server_lost) };
   }
   if (!current || answer.id !== current.id) return; // of a picture that is no longer shown
-  if (answer.error) return fail(answer.error);
+  if (answer.error) {
+    if (panels || picture.size) showRefusal(panels || Object.keys(settings), answer.error);
+    else fail(answer.error);
+    return;
+  }
   if (!answer.panels || answer.frame !== picture.frame) return;
   if (answer.preview) {
     const image = new Image();
@@ -129,6 +146,7 @@ async function ask(panels) {
   for (const [name, result] of Object.entries(answer.panels)) {
     if (current !== picture) return;
     await deliver(picture, name, result);
+    picture.answered = { ...picture.answered, [name]: settings[name] };
   }
   describe();
 }
@@ -173,16 +191,49 @@ document.addEventListener("paste", (event) => {
   if (file) openCase(null, file);
 });
 for (const button of all("[data-example]")) button.addEventListener("click", () => openCase(null, button.dataset.example));
-/** Ask for a panel again, for other settings; its result so far is marked as old until the answer is here. */
+/** Mark the results of a panel as those of earlier settings, or remove the mark. */
+function markOld(panel, isOld) {
+  for (const part of panel.querySelectorAll(".dm-result, .dm-state, #measures")) {
+    if (isOld) part.setAttribute("aria-busy", true);
+    else part.removeAttribute("aria-busy");
+  }
+}
+
+let restoring = false; // the settings of the results that are shown are put back, and not asked for
+
+/** Put back the settings of the results that are shown, after other settings had no answer. */
+function restoreSettings(panel, answered) {
+  restoring = true;
+  for (const input of answered ? panel.querySelectorAll("[data-asks]") : []) {
+    const value = answered[input.dataset.setting], name = input.type === "checkbox" ? "checked" : "value";
+    if (input[name] === value) continue;
+    input[name] = value;
+    for (const event of ["input", "change"]) input.dispatchEvent(new Event(event));
+  }
+  restoring = false;
+}
+
+/** Ask for a panel again, for other settings; its results so far are marked as old until the answer is here. */
 async function askAgain(panel) {
-  const result = panel.querySelector(".dm-result");
-  panel.asked = (panel.asked || 0) + 1;
-  result.setAttribute("aria-busy", true);
-  await ask([panel.dataset.panel]);
-  if (!--panel.asked) result.removeAttribute("aria-busy");
+  const picture = current, name = panel.dataset.panel;
+  picture.asked = { ...picture.asked, [name]: (picture.asked?.[name] || 0) + 1 };
+  markOld(panel, true);
+  try {
+    await ask([name]);
+  } catch (problem) {
+    console.error(problem);
+    if (current === picture) showRefusal([name], box(TEXT.server_lost_setting));
+  } finally {
+    if (!--picture.asked[name] && current === picture) {
+      markOld(panel, false);
+      restoreSettings(panel, picture.answered?.[name]);
+    }
+  }
 }
 for (const input of all("[data-asks]")) {
-  input.addEventListener("change", () => current && current.path && !resting && askAgain(input.closest("[data-panel]")));
+  input.addEventListener("change", () => {
+    if (current && current.path && !resting && !restoring) askAgain(input.closest("[data-panel]"));
+  });
 }
 for (const output of all("output[for]")) {
   const input = get(`#${output.htmlFor}`), show = () => { output.textContent = input.value; };
