@@ -61,6 +61,14 @@ def open_page(browser: Any, demo: Any) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
+@pytest.fixture(scope="module")
+def review(serve: Any, stand_in: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A demo in which masks are corrected."""
+    folder = tmp_path_factory.mktemp("review")
+    with serve([*stand_in, "--save", str(folder / "saved")], folder / "tmp") as demo:
+        yield demo
+
+
 def show(page: Any, path: Path) -> None:
     page.set_input_files("#picture input[type=file]", str(path))
     page.wait_for_selector("#measures:visible")
@@ -138,6 +146,36 @@ def test_the_keyboard_reaches_examples_and_viewer_in_the_order_in_which_they_are
         if name and name not in reached:
             reached.append(name)
     assert reached == order
+
+
+@pytest.mark.parametrize(
+    ("width", "order"), [(1280, ["examples", "picture", "results"]), (390, ["picture", "results", "examples"])]
+)
+def test_the_order_of_the_keyboard_is_the_seen_one_while_masks_are_corrected(
+    browser: Any, review: Any, width: int, order: list[str]
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    page.goto(review.address)
+    page.wait_for_selector(".dm-app[data-ready]")
+    page.locator(".dm-thumb").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".dm-app[data-state=shown]")
+    assert page.evaluate("document.activeElement.className") == "dm-thumb"  # moved with its focus
+    selectors = {"examples": "#examples", "picture": "#picture", "results": ".dm-inspect"}
+    tops = {name: page.locator(selectors[name]).bounding_box() for name in order}
+    assert sorted(tops, key=lambda name: (tops[name]["y"], tops[name]["x"])) == order
+    places = page.evaluate(
+        "names => names.map(name =>"
+        " [...document.querySelectorAll('.dm-main > *')].findIndex(each => each.matches(name)))",
+        [selectors[name] for name in order],
+    )
+    assert places == sorted(places)
+    page.wait_for_selector("[data-tool=brush]:enabled")
+    page.locator("[data-tool=brush]").focus()
+    page.set_viewport_size({"width": 1670 - width, "height": 844})
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.activeElement.dataset.tool") == "brush"
+    page.close()
 
 
 def test_from_an_example_to_its_mask_by_keyboard_only(open_page: Callable[..., Any]) -> None:

@@ -105,6 +105,20 @@ def test_a_scale_is_set_by_two_clicks_and_the_length_that_is_typed_after_them(vi
     page.keyboard.press("Enter")
     page.locator("#area-mm-card").wait_for()
     assert float(visit.text("area-mm")) == pytest.approx(AREA * 0.2**2, rel=0.03)  # the mouse stops at whole pixels
+    first = visit.text("area-mm")
+    page.locator("#set-scale").click()  # a second scale does not begin with the length of the first one
+    for x in (-50, 50):
+        page.mouse.click(middle[0] + x * each, middle[1])
+    page.keyboard.press("Enter")
+    assert "a number above 0" in visit.text("scale-hint")
+    assert visit.text("area-mm") == first
+    page.keyboard.type("15")
+    page.mouse.click(stage["x"] + stage["width"] / 2, middle[1] + 20)  # another line has another length
+    page.mouse.click(middle[0] + 50 * each, middle[1] + 20)
+    page.keyboard.type("12")
+    page.keyboard.press("Enter")
+    page.wait_for_function("first => document.querySelector('#area-mm').textContent !== first", arg=first)
+    assert float(visit.text("area-mm")) == pytest.approx(AREA * 0.24**2, rel=0.05)
 
 
 def test_a_scale_is_set_with_the_keyboard_whose_cursor_is_seen(visit, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ const viewer = new Viewer(get(".dm-stage"), get("#canvas"), showZoom);
 function clearAll(state) {
   current = null;
   app.dataset.state = state;
+  placeExamples();
   viewer.clear();
   for (const result of all(".dm-result")) result.innerHTML = "";
   for (const panel of all("[data-panel]")) markOld(panel, false);
@@ -138,6 +139,7 @@ async function ask(panels) {
     viewer.show(image, answer.size, answer.spacing, picture.view);
     for (const name of ZOOMS) get(name).disabled = false;
     app.dataset.state = "shown";
+    placeExamples();
     showFrames(picture, answer);
     if (answer.has_values) askValues(picture);
     showRuler();
@@ -274,11 +276,27 @@ get("#zoom-in").addEventListener("click", () => viewer.zoomBy(STEP));
 get("#zoom-out").addEventListener("click", () => viewer.zoomBy(1 / STEP));
 get("#fit").addEventListener("click", () => viewer.fit());
 
-/** Put the examples where they are seen, for the order of the keyboard: above the viewer, or below it on a narrow screen. */
-const placeExamples = (isNarrow) => (isNarrow ? get("#picture").after(get("#examples")) : get(".dm-main").prepend(get("#examples")));
 const narrowScreen = matchMedia("(max-width: 860px)");
-placeExamples(narrowScreen.matches);
-narrowScreen.addEventListener("change", () => placeExamples(narrowScreen.matches));
+
+/** Move nodes by a function; the one that has the focus keeps it. */
+function moveWithFocus(move) {
+  const focused = document.activeElement;
+  move();
+  if (focused !== document.activeElement) focused.focus({ preventScroll: true });
+}
+
+/**
+ * Put the examples where they are seen, for the order of the keyboard: above the viewer, or below it on a narrow screen.
+ * There they follow the results while a mask is corrected, whose tools lie directly below the viewer.
+ */
+function placeExamples() {
+  const examples = get("#examples"), isCorrected = app.dataset.state === "shown" && get(".dm-correct");
+  const before = narrowScreen.matches ? get(isCorrected ? ".dm-inspect" : "#picture") : null;
+  if (examples.previousElementSibling === before) return;
+  moveWithFocus(() => (before ? before.after(examples) : get(".dm-main").prepend(examples)));
+}
+placeExamples();
+narrowScreen.addEventListener("change", placeExamples);
 
 const tabs = all("[role=tab]");
 const choose = (chosen, focus) => {

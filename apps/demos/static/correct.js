@@ -222,9 +222,8 @@ function placeTools(narrow) {
 }
 
 if (get(".dm-correct")) {
-  const narrow = matchMedia("(max-width: 860px)");
-  placeTools(narrow.matches);
-  narrow.addEventListener("change", () => placeTools(narrow.matches));
+  placeTools(narrowScreen.matches);
+  narrowScreen.addEventListener("change", () => moveWithFocus(() => placeTools(narrowScreen.matches)));
   get("input[type=file]").multiple = true;
   for (const button of all("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
   for (const button of all("[data-decision]")) button.addEventListener("click", () => decide(button.dataset.decision));

@@ -119,6 +119,7 @@ class Ruler {
     const next = !line || line.to ? { ruler: true, from: point, to: null } : { ...line, to: point };
     viewer.lines = [...viewer.lines.filter((each) => !each.ruler), next];
     get("#scale-form").hidden = !next.to;
+    get("#scale-mm").value = ""; // a length is that of one line
     viewer.draw();
   }
 
@@ -137,7 +138,9 @@ class Ruler {
 
 /** Move the focus to the length of a complete line. */
 function askLength() {
-  if (viewer.tool === ruler && viewer.lines.some((line) => line.ruler && line.to)) get("#scale-mm").focus();
+  if (viewer.tool !== ruler || !viewer.lines.some((line) => line.ruler && line.to)) return;
+  get("#scale-mm").focus();
+  get("#scale-mm").select();
 }
 
 const ruler = new Ruler();

@@ -45,9 +45,13 @@ def test_the_set_is_shown_with_its_coverage() -> None:
     panel = panel_of(Answer(sets=SetLimit(coverage=0.9, limit=0.2, groups=40)))
     page = shown(panel, output(0.6, ("nevus", "melanoma")))
     assert "One of: nevus, melanoma." in page
-    assert "a coverage of 90%, calibrated on 40 groups" in page
-    assert "about 10 of 100 such sets miss it" in page
-    assert "Prediction set of one class: nevus." in shown(panel, output(0.9, ("nevus",)))
+    assert (
+        "Over all images, sets of any size hold the right class in about 90%, and miss it in about 10 of 100." in page
+    )
+    assert "calibrated on 40 groups of validation images" in page
+    single = shown(panel, output(0.9, ("nevus",)))
+    assert "Prediction set of one class: nevus." in single
+    assert "It is not the probability that this set is right. Sets of one class" in single  # coverage is marginal
     assert 'id="abstained"' not in page  # no rule was asked for
     values = panel.summarize(None, [output(0.6, ("nevus", "melanoma"))], {}).values  # type: ignore[arg-type]
     assert values["prediction_set"] == "nevus|melanoma"
@@ -61,7 +65,7 @@ def test_a_set_that_holds_all_classes_says_why_and_an_ensemble_promises_nothing(
     folds = [np.array([0.9, 0.8]), np.array([0.7, 0.6])]
     limits = cross_limits(folds, [["a", "b"], ["c", "d"]], 0.6)
     page = shown(panel_of(Answer(cross=limits)), output(0.6, ("nevus",)))
-    assert "The coverage of ensembles is not guaranteed" in page
+    assert "The coverage of ensembles is not guaranteed. It is not the probability that this set is right." in page
     assert "prediction-set" not in shown(panel_of(Answer()), output(0.6, None))
 
 
