@@ -21,6 +21,7 @@ from dinomed.adapters.fitting.feature_sources.source import FeatureSource
 from dinomed.adapters.fitting.image_batches import TargetLookup
 from dinomed.adapters.fitting.loop import BestEpoch, run_epochs
 from dinomed.adapters.fitting.optimizers import check_precision, in_precision
+from dinomed.adapters.fitting.resume import STATE_FORMAT
 from dinomed.adapters.fitting.tune import check_tune
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
@@ -284,11 +285,12 @@ def fit_key(config: TrainConfig, splits: Splits, backbone: FrozenBackbone, targe
     """Return a hash of all inputs of a fit.
 
     These are the settings without the loggers, the rows of train and val with all columns, `targets` (the digest of
-    masks or depth maps), the backbone, the kind of device, and the versions of dinomed and torch.
+    masks or depth maps), the backbone, the kind of device, the versions of dinomed and torch, and the format of the
+    state of a fit.
     """
     device = backbone.device.type
     settings = config.model_dump(mode="json", exclude={"fit": {"loggers"}})
-    inputs = [settings, backbone.fingerprint, device, version("dinomed"), version("torch")]
+    inputs = [settings, backbone.fingerprint, device, version("dinomed"), version("torch"), STATE_FORMAT]
     rows = [part.table.to_pydict() for part in (splits.train, splits.val)]
     return hashlib.sha256(to_json([inputs, rows]).encode() + targets).hexdigest()
 

@@ -1,6 +1,6 @@
 """Training loop of all heads: epochs with validation, the best epoch kept, the state on disk for resuming."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,13 +144,17 @@ class _Fit:
         self._start, self._earlier_seconds = monotonic(), 0.0
 
     def train_epoch(self, batches: Iterator[B], batch_loss: Callable[[B], Tensor], progress: Bar) -> float:
-        """Train on the batches of one epoch and return the mean loss."""
+        """Train on the batches of the next epoch, until its time is spent, and return the mean loss."""
         self.model.train()
         losses = []
         for batch in batches:
             losses.append(self.optimizer.step(lambda batch=batch: batch_loss(batch)))  # type: ignore[misc]
             self.average.update()
             progress.advance(note=self._note())
+            if self.optimizer.epoch_time_is_spent(self.epoch + 1):
+                break
+        if isinstance(batches, Generator):
+            batches.close()  # it may have loaded batches in advance
         return sum(losses) / len(losses)
 
     def end_epoch(self, score: float, row: dict[str, float], values: dict[str, float]) -> None:

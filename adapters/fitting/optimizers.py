@@ -107,8 +107,15 @@ class BatchedAdamW:
                 batches = [batches[place] for place in rng.permutation(len(batches))]
             for indices in batches:
                 yield BatchIndices(indices, pass_index)
-                if self.seconds is not None and self._spent() >= self.seconds * epoch / self.epochs:
+                if self.epoch_time_is_spent(epoch):
                     return
+
+    def epoch_time_is_spent(self, epoch: int) -> bool:
+        """Return whether the time of an epoch (from 1) is spent; False without `seconds`.
+
+        Batches that are loaded in advance were drawn before that, so who trains on them asks after each step.
+        """
+        return self.seconds is not None and self._spent() >= self.seconds * epoch / self.epochs
 
     def _spent(self) -> float:
         """Return the processor seconds since the start of the fit."""
@@ -170,6 +177,10 @@ class FullBatchLBFGS:
     def batch_indices(self, epoch: int) -> Iterator[BatchIndices]:
         """Yield the only batch of an epoch (from 1)."""
         yield BatchIndices(self.all_indices, epoch - 1)
+
+    def epoch_time_is_spent(self, epoch: int) -> bool:
+        """Return False: no time ends the fit."""
+        return False
 
     def step(self, compute_loss: Callable[[], Tensor]) -> float:
         """Do ten iterations and return the loss, with the penalty, before them."""

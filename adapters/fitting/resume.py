@@ -18,6 +18,8 @@ from dinomed.errors import DinomedError
 from dinomed.io.checkpoint import newest_checkpoint, prune_checkpoints, read_whole, write_checkpoint
 from dinomed.log import logger
 
+STATE_FORMAT = 2
+"""Number of the format of a state, part of its key; raise it when a value is added to a state or renamed."""
 MAX_TIME_SHARE = 0.05
 """Largest share of the time of a fit for writing its state."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting import loop, optimizers
 from dinomed.adapters.fitting.augment import Augment, AugmentConfig, resolve_augmentation
 from dinomed.adapters.fitting.build import build_adapter
 from dinomed.adapters.fitting.config import FitConfig, TrainConfig
@@ -35,6 +36,7 @@ from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 from dinomed.images.read import read_image
+from dinomed.io.prefetch import prefetch
 
 
 def segmenter(**settings: object) -> SegmentConfig:
@@ -206,8 +208,6 @@ def test_a_fit_with_seconds_ignores_the_number_of_steps(capsys: pytest.CaptureFi
 
 
 def test_the_learning_rate_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dinomed.adapters.fitting import optimizers
-
     now = [0.0]
     monkeypatch.setattr(optimizers, "process_time", lambda: now[0])
     config = FitConfig(epochs=2, batch_size=2, learning_rate=1.0, seconds=10)
@@ -224,3 +224,26 @@ def test_the_learning_rate_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> 
     assert passes == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5]  # an epoch begins with a new pass
     assert rates == pytest.approx([(1 + np.cos(np.pi * second / 10)) / 2 for second in range(10)], abs=1e-4)
     assert adamw.progress == 1
+
+
+def test_batches_that_were_loaded_in_advance_do_not_prolong_a_fit_with_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, ends = [0.0], list[float]()
+    monkeypatch.setattr(optimizers, "process_time", lambda: now[0])
+    model = torch.nn.Linear(1, 1)
+
+    def loss(_: BatchIndices) -> torch.Tensor:
+        now[0] += 1
+        return model(torch.ones(1, 1)).square().sum()
+
+    def validate() -> tuple[float, dict[str, float]]:
+        ends.append(now[0])
+        return 0.0, {"score": 0.0}
+
+    loop.run_epochs(
+        model, FitConfig(epochs=2, batch_size=2, seconds=10), count=4,
+        batches=lambda indices: prefetch(lambda batch: batch, indices, 4, 2), batch_loss=loss, validate=validate,
+        seed=0, folder=tmp_path, key="k", description="training",
+    )  # fmt: skip
+    assert ends == [5, 10]

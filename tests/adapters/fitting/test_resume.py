@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 from dinomed.adapters.bundle import STAGE, read_record
 from dinomed.adapters.fit import fit_head
-from dinomed.adapters.fitting import loop, optimizers, resume
+from dinomed.adapters.fitting import head_fit, loop, optimizers, resume
 from dinomed.adapters.fitting.config import FitConfig
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
 from dinomed.adapters.tasks.segment.config import SegmentConfig
@@ -105,6 +106,18 @@ def test_the_counter_of_a_resumed_fit_with_seconds_begins_at_the_steps_that_were
         loop.run_epochs(model, config, **arguments)
     loop.run_epochs(model, config, **arguments)
     assert starts == [0, done[0]]
+
+
+def test_a_state_of_another_format_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SimpleNamespace(table=SimpleNamespace(to_pydict=dict))
+    arguments: Any = (
+        ClassifyConfig(), SimpleNamespace(train=rows, val=rows),
+        SimpleNamespace(device=torch.device("cpu"), fingerprint="f"),
+    )  # fmt: skip
+    before = head_fit.fit_key(*arguments)
+    assert head_fit.fit_key(*arguments) == before
+    monkeypatch.setattr(head_fit, "STATE_FORMAT", head_fit.STATE_FORMAT - 1)
+    assert head_fit.fit_key(*arguments) != before
 
 
 def test_a_fit_stopped_before_its_first_saved_epoch_reports_that_it_starts_again(
