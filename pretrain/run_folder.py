@@ -47,6 +47,8 @@ FREE_TO_CHANGE = {
         "compile",
     )
 }
+# settings that `pretrain --from` takes from the weights, so that it refuses other values
+_SETTINGS_OF_WEIGHTS = ("backbone.", "mean", "std", "images.", "objective.dino.", "objective.ibot.")
 
 
 def open_run(folder: Path, config: Config, data: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -118,13 +120,18 @@ def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
     ]
-    if changed:
-        raise UsageError(
-            f"run folder {folder} has other settings ({'; '.join(changed)}); "
-            "resume it with its own settings, or start a new run from its weights in another folder: dinomed pretrain "
-            f"CONFIG --from {shlex.quote(str(folder))} -o RUN"
-        )
     old_data = read_json(folder / RECORD_FILE)["data"]
+    if changed:
+        remedy = "start a new run in another folder"
+        if "teacher" not in old_data | data and not any(key.startswith(_SETTINGS_OF_WEIGHTS) for key in changed):
+            source = shlex.quote(str(folder))
+            remedy = (
+                f"start a new run from its weights in another folder: dinomed pretrain CONFIG --from {source} -o RUN"
+            )
+        raise UsageError(
+            f"run folder {folder} has other settings ({'; '.join(changed)}); resume it with its own settings, or "
+            f"{remedy}"
+        )
     if old_data["fingerprint"] != data["fingerprint"]:
         raise UsageError(
             f"run folder {folder} was trained on other images ({old_data['images']} before, {data['images']} now, with "

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.curation.audit.training_index import read_training_index
 from dinomed.pretrain.data.select_images import select_images
 from dinomed.pretrain.monitoring.online_knn import OnlineKNN
-from dinomed.pretrain.run_folder import open_run
+from dinomed.pretrain.run_folder import open_run, write_record
 from dinomed.pretrain.train_step import StepReport, TrainStep
 from dinomed.pretrain.trainer import pretrain
 
@@ -192,3 +193,21 @@ def test_a_run_that_was_killed_before_its_config_was_written_starts_again(
     with pytest.raises(UsageError, match="not empty and holds no config"):
         prepare((".lock", "run.json"))  # the config was lost later, and the checkpoints are worth keeping
     assert (tmp_path / ".lock_run.json" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "continues"),
+    [
+        ({"optimizer": {"lr": 2e-3}}, {}, True),
+        ({"backbone": {"depth": 3}}, {}, False),  # the weights decide the architecture
+        ({"optimizer": {"lr": 2e-3}}, {"teacher": "runs/teacher"}, False),  # `pretrain --from` has no teacher
+    ],
+    ids=["learning rate", "architecture", "distillation"],
+)
+def test_a_run_with_other_settings_is_continued_from_its_weights_only_where_that_works(
+    changes: dict[str, Any], data: dict[str, str], continues: bool, tiny: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    write_record(tmp_path, tiny(), data)
+    with pytest.raises(UsageError, match=r"other settings .*resume it with its own settings, or start") as error:
+        open_run(tmp_path, tiny(**changes), data, resume=True, overwrite=False)
+    assert ("--from" in str(error.value)) == continues
