@@ -73,9 +73,7 @@ def _examine_folder(folder: Path) -> ArtefactReport:
         return examine_run(folder)
     if holds(ENSEMBLE_FILE, ADAPTER_WEIGHTS, ADAPTER_RECORD):
         report = examine_ensemble(folder) if holds(ENSEMBLE_FILE) else examine_adapter(folder)
-        if holds(EXPORT_FILE):
-            verify_export(report, folder)
-        return report
+        return verify_export(report, folder) if holds(EXPORT_FILE) else report
     if holds(INDEX_FILE, INDEX_RECORD):
         return examine_index(folder)
     if holds(PLAN_FILE):

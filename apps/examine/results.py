@@ -53,14 +53,23 @@ def examine_result(folder: Path, kind: str, file: str, command: str) -> Artefact
 
 def examine_export(folder: Path) -> ArtefactReport:
     """Verify the files of an export."""
-    report = ArtefactReport(str(folder), "export")
-    verify_export(report, folder)
+    return verify_export(ArtefactReport(str(folder), "export"), folder)
+
+
+def verify_export(report: ArtefactReport, folder: Path) -> ArtefactReport:
+    """Add the report of an export, and each file that it lists with the comparison of its SHA-256.
+
+    If a file is not good, the parts that could not be read are left out: their remedies are those of a training.
+    """
+    before = len(report.parts)
+    _add_export_files(report, folder)
+    if any(part.state != "good" for part in report.parts[before:]):
+        report.parts[:before] = [part for part in report.parts[:before] if part.state == "good"]
     return report
 
 
-def verify_export(report: ArtefactReport, folder: Path) -> None:
-    """Add the report of an export, and each file that it lists with the comparison of its SHA-256."""
-    remedy = _again("export")
+def _add_export_files(report: ArtefactReport, folder: Path) -> None:
+    remedy = f"copy the folder again, or {_again('export')}"
 
     def read() -> dict[str, Any]:
         data = _read_mapping(folder / EXPORT_FILE)

@@ -155,6 +155,17 @@ def test_every_file_of_an_export_is_verified(tiny_backbone: Path, tmp_path: Path
     assert wrong(dinomed.doctor(out)) == {"export.json": "damaged"}
 
 
+def test_an_exported_adapter_has_one_remedy(copy: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    out = copy / "export"
+    dinomed.export(copy / "cls", "safetensors", out)
+    assert wrong(dinomed.doctor(out)) == {}
+    flip(out / "adapter.safetensors")
+    assert wrong(dinomed.doctor(out)) == {"adapter.safetensors": "damaged"}
+    code, text, _ = run("doctor", out)
+    assert (code, text.count("->"), "train again" in text) == (1, 1, False)
+    assert "copy the folder again, or run `dinomed export` again with --overwrite" in " ".join(text.split())
+
+
 def test_images_in_numpy_files_are_no_cache_that_may_be_removed(tmp_path: Path) -> None:
     np.save(tmp_path / "scan_1.npy", np.zeros((8, 8), np.uint16))
     with pytest.raises(UsageError, match="holds nothing that dinomed wrote"):
