@@ -48,7 +48,8 @@ class PlannedFeatures:
             and each augmented copy. With folds those of all folds together.
         copies: largest number of augmented copies of each training image; 0 without them.
         bytes: size of their features in the cache, if none of them is there yet.
-        images_per_epoch: images that pass through the backbone in every epoch; with folds the sum over the folds.
+        images_per_epoch: images that pass through the backbone in every epoch; with folds the sum over the folds. None
+            if the time decides their number (``fit.seconds``).
         cache: folder of the cache.
         second: passes of the second training beside those of the first; None if there is no second training.
     """
@@ -57,7 +58,7 @@ class PlannedFeatures:
     images: int
     copies: int
     bytes: int
-    images_per_epoch: int
+    images_per_epoch: int | None
     cache: str
     second: "SecondPasses | None" = None
 
@@ -71,12 +72,12 @@ class SecondPasses:
     Attributes:
         images: that pass through the backbone once before it, in addition to those of the first training.
         bytes: size of their features in the cache, in addition to those of the first training.
-        images_per_epoch: images that pass through the backbone in every epoch.
+        images_per_epoch: images that pass through the backbone in every epoch; None if the time decides their number.
     """
 
     images: int
     bytes: int
-    images_per_epoch: int
+    images_per_epoch: int | None
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,10 @@ def plan_training(
                 refitted_on = len(again.splits.train)
                 of_again = dict(_list_passes(again, adapter.feature_spec, None))
                 second.append((of_again, _images_per_epoch(again, measured=False)))
+    timed = resolved.fit.seconds is not None  # each step has its images, so none are counted for an epoch
+    largest = max((_second_passes(*each, passes) for each in second), default=None, key=_cost)
+    if largest is not None and largest.images_per_epoch and timed:
+        largest = replace(largest, images_per_epoch=None)
     splits = {"train": first.splits.train, "val": first.splits.val}
     if prepared is not None:
         splits = {"train and val": prepared.images.images}
@@ -214,8 +219,8 @@ def plan_training(
         ],
         features=PlannedFeatures(
             resolved.tune.word, sum(images for images, _ in passes.values()), copies,
-            sum(size for _, size in passes.values()), max(live.values()), str(cache_folder(manifest, cache)),
-            max((_second_passes(*each, passes) for each in second), default=None, key=_cost),
+            sum(size for _, size in passes.values()), None if timed and max(live.values()) else max(live.values()),
+            str(cache_folder(manifest, cache)), largest,
         ),
         refitted_on=refitted_on,
     )  # fmt: skip
@@ -260,7 +265,7 @@ def _second_passes(
 
 
 def _cost(passes: SecondPasses) -> tuple[int, int, int]:
-    return passes.images_per_epoch, passes.bytes, passes.images
+    return passes.images_per_epoch or 0, passes.bytes, passes.images
 
 
 def _images_per_epoch(fit: "HeadFit", *, measured: bool = True) -> int:

@@ -182,7 +182,9 @@ def _describe_second(plan: "TrainingPlan") -> list[str]:
     if second is not None and second.images:
         size = f"{second.bytes / 1e6:,.1f} MB more"
         line += f"; before it, {second.images:,} more images pass through the backbone once ({size})"
-    if second is not None and second.images_per_epoch:
+    if second is not None and second.images_per_epoch is None:
+        line += "; images pass through the backbone until the processor seconds of fit.seconds are spent"
+    elif second is not None and second.images_per_epoch:
         line += f"; in every epoch, {second.images_per_epoch:,} images pass through the backbone"
     return [line]
 
@@ -191,14 +193,18 @@ def _describe_passes(features: "PlannedFeatures", folds: int) -> list[str]:
     """Return lines that say which images pass through the backbone, when and how often; `folds` is 0 without folds."""
     size = f"{features.bytes / 1e6:,.1f} MB of features on disk"
     together = f" of the {folds} folds together" if folds else ""
-    if not features.images_per_epoch:
+    if features.images_per_epoch == 0:
         copies = f" ({features.copies} augmented copies of each one of train among them)" if features.copies else ""
         return [
             f"frozen backbone: {features.images:,} images{together}{copies} pass through it once, before the training; "
             f"{size}",
             "the training of the head reads these features; no image passes through the backbone in an epoch",
         ]
-    every = f"{features.images_per_epoch:,} images{together} pass through it in every epoch"
+    if features.images_per_epoch is None:
+        each = " in each fold" if folds else ""
+        every = f"images pass through it until the processor seconds of fit.seconds are spent{each}"
+    else:
+        every = f"{features.images_per_epoch:,} images{together} pass through it in every epoch"
     if features.tune != "none":
         lines = [f"backbone trained too ({features.tune}): {every}, those of train and of val"]
         once = "unchanged images of train, to initialise the head"

@@ -57,6 +57,18 @@ def test_images_of_every_epoch_are_planned_as_such(
     assert plan.features.images_per_epoch == sum(plan.splits[name].images for name in parts)
 
 
+def test_the_time_decides_the_images_of_a_fit_with_seconds(lesion_manifest: Path, tiny_backbone: Path) -> None:
+    settings = [*SHORT, "augment=light", "augment_copies=0", "fit.seconds=20", "fit.refit=always"]
+    features = dinomed.plan_training(
+        "segment", tiny_backbone, lesion_manifest, settings=settings, device="cpu"
+    ).features
+    assert features.second is not None
+    assert (features.images_per_epoch, features.second.images_per_epoch) == (None, None)
+    settings[4] = "augment_copies=2"
+    plan = dinomed.plan_training("segment", tiny_backbone, lesion_manifest, settings=settings, device="cpu")
+    assert plan.features.images_per_epoch == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "first", "second"),
     [
@@ -78,8 +90,14 @@ def test_images_of_every_epoch_are_planned_as_such(
             "before the first epoch, {once} images pass through it once (unchanged images of train, to initialise the "
             "head)",
         ),
+        (
+            ["tune=last:1", "fit.seconds=20"],
+            "backbone trained too (last:1): images pass through it until the processor seconds of fit.seconds are "
+            "spent, those of train and of val",
+            "before the first epoch, {once} images pass through it once",
+        ),
     ],
-    ids=["cached", "copies", "augmented", "tuned"],
+    ids=["cached", "copies", "augmented", "tuned", "timed"],
 )
 def test_the_plan_says_when_images_pass_through_the_backbone(
     settings: list[str], first: str, second: str, run: Run, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path
