@@ -53,7 +53,7 @@ class FitConfig(Config):
         100,
         ge=1,
         description="largest number of epochs; with adamw an epoch is one pass over the training images, or several "
-        "(see `min_steps`), with lbfgs ten iterations; with `seconds` the number of validations",
+        "(see `min_steps`), with lbfgs ten iterations; with `seconds` the largest number of validations",
     )
     min_steps: int = Field(
         500,
