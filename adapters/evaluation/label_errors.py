@@ -25,9 +25,11 @@ NEIGHBORS = 10
 MAX_CLASSES = 100
 CS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C of the regression; the one with the least out-of-fold loss is used."""
+WEAK_AUROC = 0.8
+"""Macro AUROC of the out-of-fold predictions below which a warning is given."""
 RANKED_COLUMNS = (
-    "rank", "image", "label", "suggested", "suspect", "doubt", "label_probability", "suggested_probability",
-    "neighbors_with_label", "neighbors_with_suggested",
+    "rank", "image", "label", "predicted", "suggested", "suspect", "doubt", "label_probability",
+    "predicted_probability", "neighbors_with_label", "neighbors_with_predicted",
 )  # fmt: skip
 _MAX_PAIRS = 2**22  # of a query and a neighbour in one search, 12 bytes each
 
@@ -40,11 +42,11 @@ class LabelErrors:
         classes: names of the classes.
         rows: row of each image in the features, int (N,), the most doubtful first.
         labels: class of each image, int (N,).
-        suggested: class as which the image counts, int (N,); if none or the label, the most probable other class.
+        predicted: class as which the image counts, int (N,); if none or the label, the most probable other class.
         probabilities: out-of-fold probabilities, float64 (N, K).
         votes: shares of the labels among the neighbours, float64 (N, K).
         scores: doubt, 0 to 1 (`doubt_scores`), (N,).
-        supported: whether the neighbours support the suggested class, bool (N,): they count as it, or more of them have
+        supported: whether the neighbours support the predicted class, bool (N,): they count as it, or more of them have
             it than the label.
         by_prediction, by_neighbors: whether each estimate gives another class, bool (N,).
         joint: confident joint of the predictions, int (K, K): label, class.
@@ -54,7 +56,7 @@ class LabelErrors:
     classes: list[str]
     rows: np.ndarray
     labels: np.ndarray
-    suggested: np.ndarray
+    predicted: np.ndarray
     supported: np.ndarray
     probabilities: np.ndarray
     votes: np.ndarray
@@ -69,26 +71,42 @@ class LabelErrors:
         """Whether both estimates give another class than the label, bool (N,)."""
         return self.by_prediction & self.by_neighbors
 
-    def quality(self) -> dict[str, float]:
-        """Return `balanced_accuracy` and macro `auroc` of the out-of-fold predictions, 0 to 1."""
+    def quality(self) -> dict[str, float | None]:
+        """Return `balanced_accuracy` and macro `auroc` of the out-of-fold predictions, 0 to 1.
+
+        Both are None if the judged images have fewer than two classes.
+        """
+        names = ("balanced_accuracy", "auroc")
+        if len(np.unique(self.labels)) < 2:
+            return dict.fromkeys(names)
         metrics = classification_metrics(self.labels, self.probabilities, self.classes)
-        return {name: round(metrics[name], 4) for name in ("balanced_accuracy", "auroc")}
+        return {name: round(metrics[name], 4) for name in names}
 
     def warnings(self) -> list[str]:
-        """Return a message if the predictions are weak: balanced accuracy nearer to that of chance than to 1."""
-        chance = 1 / len(set(self.labels.tolist()))
-        accuracy = self.quality()["balanced_accuracy"]
-        if accuracy >= (1 + chance) / 2:
+        """Return a message if fewer than two classes were judged, or if the predictions are weak (`WEAK_AUROC`).
+
+        Balanced accuracy is no criterion: with classes of unequal size the most probable class is often the largest
+        one, although the probabilities rank the images well.
+        """
+        auroc = self.quality()["auroc"]
+        if auroc is None:
+            return [
+                f"fewer than two classes could be judged, and {len(self.not_judged)} images were not: the images of a "
+                "class must be of two groups or more; add images of further groups"
+            ]
+        if auroc >= WEAK_AUROC:
             return []
         return [
-            f"the out-of-fold predictions are weak (balanced accuracy {accuracy:.2f}, by chance {chance:.2f}): many "
-            "suspects may be difficult images and not errors; use a better backbone, or look at the first ones only"
+            f"the out-of-fold predictions are weak (macro AUROC {auroc:.2f}, below {WEAK_AUROC}): many suspects may be "
+            "difficult images and not errors; look from the top of the ranking down. Many wrong labels or classes that "
+            "look alike lower it too, not only the backbone"
         ]
 
     def ranked(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Return an entry for each judged image, with the keys of `RANKED_COLUMNS`, the most doubtful first.
 
-        `suggested` is None where the neighbours do not support the class.
+        The numbers belong to `label` and `predicted`. `suggested` is the predicted class, or None where the neighbours
+        do not support it.
 
         Args:
             names: of all images.
@@ -97,14 +115,15 @@ class LabelErrors:
         return [
             {
                 "rank": rank + 1, "image": names[row], "label": self.classes[label],
+                "predicted": self.classes[other],
                 "suggested": self.classes[other] if self.supported[rank] else None, "suspect": bool(suspects[rank]),
                 "doubt": round(float(self.scores[rank]), 4),
                 "label_probability": round(float(self.probabilities[rank, label]), 4),
-                "suggested_probability": round(float(self.probabilities[rank, other]), 4),
+                "predicted_probability": round(float(self.probabilities[rank, other]), 4),
                 "neighbors_with_label": round(float(self.votes[rank, label]), 4),
-                "neighbors_with_suggested": round(float(self.votes[rank, other]), 4),
+                "neighbors_with_predicted": round(float(self.votes[rank, other]), 4),
             }
-            for rank, (row, label, other) in enumerate(zip(self.rows, self.labels, self.suggested, strict=True))
+            for rank, (row, label, other) in enumerate(zip(self.rows, self.labels, self.predicted, strict=True))
         ]  # fmt: skip
 
 
@@ -143,12 +162,12 @@ def find_label_errors(
     joint = np.zeros((len(names), len(names)), int)
     np.add.at(joint, (y[counted >= 0], counted[counted >= 0]), 1)
     by_prediction = (counted >= 0) & (counted != y)
-    suggested = np.where(by_prediction, counted, _best_other(p, y))
+    predicted = np.where(by_prediction, counted, _best_other(p, y))
     by_votes = confident_classes(v, y)
     every = np.arange(len(y))
-    supported = (by_votes == suggested) | (v[every, suggested] > v[every, y])
+    supported = (by_votes == predicted) | (v[every, predicted] > v[every, y])
     return LabelErrors(
-        names, known[usable][order], y[order], suggested[order], supported[order], p[order], v[order], doubt[order],
+        names, known[usable][order], y[order], predicted[order], supported[order], p[order], v[order], doubt[order],
         by_prediction[order], ((by_votes >= 0) & (by_votes != y))[order], joint, known[~usable].tolist(),
     )  # fmt: skip
 
@@ -180,7 +199,7 @@ def out_of_fold_probabilities(
         for index in range(len(CS)):
             tables[index][np.ix_(inside, present)] = path.probabilities(features[inside], index)
     rows = np.flatnonzero(usable)
-    losses = [-np.log(np.maximum(table[rows, labels[rows]], 1e-12)).mean() for table in tables]
+    losses = [-np.log(np.maximum(table[rows, labels[rows]], 1e-12)).sum() for table in tables]
     return tables[int(np.argmin(losses))], usable
 
 

@@ -148,20 +148,27 @@ def _table(report: dict[str, Any]) -> Any:
 def _label_table(report: dict[str, Any]) -> Any:
     from dinomed.apps.output import build_table
 
-    rows = [
-        (entry["image"], entry["label"], entry["suggested"], entry["label_probability"], entry["suggested_probability"],
-         entry["neighbors_with_label"], entry["neighbors_with_suggested"])
+    rows: list[tuple[Any, ...]] = [
+        (entry["image"], entry["label"], entry["predicted"], entry["suggested"], entry["label_probability"],
+         entry["predicted_probability"], entry["neighbors_with_label"], entry["neighbors_with_predicted"])
         for entry in report["ranked"][:_SHOWN]
     ]  # fmt: skip
     num_hidden = len(report["ranked"]) - len(rows)
     if num_hidden:
-        rows.append((f"... and {num_hidden} more: --json, --table FILE.csv", "", "", None, None, None, None))
-    columns = ("image", "label", "suggested", "p(label)", "p(suggested)", "neighbours label", "neighbours suggested")
+        rows.append((f"... and {num_hidden} more: --json, --table FILE.csv", "", "", "", *[None] * 4))
+    columns = (
+        "image", "label", "predicted", "suggested", "p(label)", "p(predicted)", "neighbours label",
+        "neighbours predicted",
+    )  # fmt: skip
     quality = report["out_of_fold"]
+    measured = (
+        "out-of-fold predictions not measured"
+        if quality["auroc"] is None
+        else f"out-of-fold balanced accuracy {quality['balanced_accuracy']:.2f}, AUROC {quality['auroc']:.2f}"
+    )
     title = "\n".join(
         [
-            f"{report['suspects']} suspects among {report['images']} labels of {report['column']}; out-of-fold "
-            f"balanced accuracy {quality['balanced_accuracy']:.2f}, AUROC {quality['auroc']:.2f}",
+            f"{report['suspects']} suspects among {report['images']} labels of {report['column']}; {measured}",
             *(f"warning: {text}" for text in report["warnings"]),
         ]
     )

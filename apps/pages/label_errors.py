@@ -54,10 +54,10 @@ def build_label_page(
         parts.append(paragraph(f"The first {MAX_IMAGES} are shown; the table has all."))
     album = Album(64 * MIB, names=True, mask=mask)  # the user needs the names to correct these labels
     for rank in suspects[:MAX_IMAGES]:
-        label, other = errors.labels[rank], errors.suggested[rank]
+        label, other = errors.labels[rank], errors.predicted[rank]
         text = (
             f"label {errors.classes[label]}: probability {errors.probabilities[rank, label]:.2f}, "
-            f"{errors.votes[rank, label]:.0%} of the neighbours; {errors.classes[other]}: "
+            f"{errors.votes[rank, label]:.0%} of the neighbours; predicted {errors.classes[other]}: "
             f"{errors.probabilities[rank, other]:.2f}, {errors.votes[rank, other]:.0%}"
         )
         if not errors.supported[rank]:

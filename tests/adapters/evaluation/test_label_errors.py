@@ -5,6 +5,7 @@ import pytest
 
 from dinomed.adapters.evaluation import label_errors
 from dinomed.adapters.evaluation.label_errors import (
+    RANKED_COLUMNS,
     confident_classes,
     find_label_errors,
     neighbor_votes,
@@ -42,7 +43,7 @@ def test_planted_errors_are_found_although_the_second_image_of_a_group_repeats_t
     assert wrong[result.rows[:20]].mean() >= 0.9  # the most doubtful come first
     right = [CLASSES[targets[row]] for row in suspects if wrong[row]]
     named = [
-        result.classes[c] for c, row in zip(result.suggested[result.suspects], suspects, strict=True) if wrong[row]
+        result.classes[c] for c, row in zip(result.predicted[result.suspects], suspects, strict=True) if wrong[row]
     ]
     assert np.mean([a == b for a, b in zip(right, named, strict=True)]) >= 0.9
     assert (np.diff(result.scores) <= 0).all()
@@ -90,15 +91,15 @@ def test_the_confident_joint_is_that_of_the_paper() -> None:
     assert confident_classes(probabilities, labels)[1] == 1  # labelled 0, confident of 1
 
 
-def test_the_suggested_class_is_the_one_that_made_the_image_a_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_predicted_class_is_the_one_that_made_the_image_a_suspect(monkeypatch: pytest.MonkeyPatch) -> None:
     # thresholds: 0.5, 0.9 and 0.35; the first image reaches the one of the third class alone
     table = np.array([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], *[[0.05, 0.9, 0.05]] * 2, *[[0.3, 0.35, 0.35]] * 2])
     monkeypatch.setattr(label_errors, "out_of_fold_probabilities", lambda *_: (table, np.ones(6, bool)))
     result = find_label_errors(np.eye(6), list("aabbcc"), list("uvwxyz"), folds=2)
-    suggested = {int(row): result.classes[c] for row, c in zip(result.rows, result.suggested, strict=True)}
+    predicted = {int(row): result.classes[c] for row, c in zip(result.rows, result.predicted, strict=True)}
     assert result.by_prediction[result.rows == 0]
-    assert suggested[0] == "c"
-    assert suggested[1] == "b"  # counted as its label: the most probable other class
+    assert predicted[0] == "c"
+    assert predicted[1] == "b"  # counted as its label: the most probable other class
 
 
 def test_a_class_is_suggested_only_where_the_neighbours_support_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +108,11 @@ def test_a_class_is_suggested_only_where_the_neighbours_support_it(monkeypatch: 
     monkeypatch.setattr(label_errors, "out_of_fold_probabilities", lambda *_: (table, np.ones(6, bool)))
     monkeypatch.setattr(label_errors, "neighbor_votes", lambda *_: votes)
     result = find_label_errors(np.eye(6), list("aabbcc"), list("uvwxyz"), folds=2)
-    suggested = {entry["image"]: entry["suggested"] for entry in result.ranked(list("012345"))}
-    assert suggested["0"] is None  # prediction: b; most neighbours have the label a
-    assert suggested["1"] == "b"
-    assert suggested["4"] is None
+    ranked = {entry["image"]: entry for entry in result.ranked(list("012345"))}
+    assert set(ranked["0"]) == set(RANKED_COLUMNS)
+    assert [ranked[name]["suggested"] for name in "014"] == [None, "b", None]  # most neighbours of 0 have the label a
+    assert [ranked[name]["predicted"] for name in "014"] == ["b", "b", "b"]  # the class of the numbers is always named
+    assert (ranked["0"]["predicted_probability"], ranked["0"]["neighbors_with_predicted"]) == (0.9, 0.2)
 
 
 def test_weak_predictions_give_a_warning_with_their_quality() -> None:
@@ -121,8 +123,35 @@ def test_weak_predictions_give_a_warning_with_their_quality() -> None:
     assert good.quality()["auroc"] > 0.95
     assert good.warnings() == []
     weak = find_label_errors(np.random.default_rng(0).normal(size=features.shape), labels, groups)
-    assert 0.2 < weak.quality()["balanced_accuracy"] < 0.45
-    assert "by chance 0.33): many suspects may be difficult images" in weak.warnings()[0]
+    assert weak.quality()["auroc"] < 0.6
+    assert "below 0.8): many suspects may be difficult images" in weak.warnings()[0]
+
+
+def test_predictions_that_rank_unequal_classes_well_are_not_weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The large class is the most probable one everywhere (balanced accuracy 0.5), but the ranking is perfect.
+    table = np.array([*[[0.95, 0.05]] * 8, *[[0.7, 0.3]] * 2])
+    monkeypatch.setattr(label_errors, "out_of_fold_probabilities", lambda *_: (table, np.ones(10, bool)))
+    result = find_label_errors(np.eye(10), ["nevus"] * 8 + ["scar"] * 2, [*"abcdefghij"], folds=2)
+    assert result.quality() == {"balanced_accuracy": 0.5, "auroc": 1.0}
+    assert result.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "judged"),
+    [
+        (list("aabb"), list("ttuu"), 0),  # each class in one group
+        (list("aaaaaaaaaab"), list("cdefghijklm"), 10),  # one class in one group
+    ],
+)
+def test_fewer_than_two_judged_classes_give_a_warning_and_no_quality(
+    labels: list[str], groups: list[str], judged: int
+) -> None:
+    features = np.random.default_rng(0).normal(size=(len(labels), 4)).astype(np.float32)
+    result = find_label_errors(features, labels, groups, folds=2)
+    assert len(result.rows) == judged
+    assert result.quality() == {"balanced_accuracy": None, "auroc": None}
+    assert f"fewer than two classes could be judged, and {len(labels) - judged} images" in result.warnings()[0]
+    assert len(result.warnings()) == 1
 
 
 def test_a_search_among_large_groups_is_bounded_and_gives_the_same_votes(monkeypatch: pytest.MonkeyPatch) -> None:

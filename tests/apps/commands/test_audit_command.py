@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.adapters.evaluation import label_errors
+from dinomed.adapters.evaluation.label_errors import RANKED_COLUMNS
 from dinomed.apps import cli
 from dinomed.apps.pages.audit import build_audit_page, describe_pair
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
@@ -183,15 +185,21 @@ def test_bad_requests_get_one_line(
 
 
 def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
-    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    lesion_manifest: Path,
+    tiny_backbone: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(label_errors, "WEAK_AUROC", 1.01)
     places = ("--table", tmp_path / "t.csv", "-o", tmp_path / "labels.html", "--cache", tmp_path / "cache")
     command = ("audit", lesion_manifest, "--labels", "label", "--backbone", tiny_backbone, "--quiet")
     code, out, err = dinomed(capsys, *command, "--folds", "3", "--json", *places)
     report = json.loads(out)
     assert (code, err) == (0, "")
     assert (report["images"], report["folds"]) == (60, 3)
-    assert report["suspects"] == len(report["ranked"])
+    assert report["suspects"] == len(report["ranked"]) > 0
+    assert len(report["warnings"]) == 1  # forced by the threshold
     assert 0 <= report["out_of_fold"]["balanced_accuracy"] <= 1
     names, rows = read_csv(tmp_path / "t.csv")
     assert len(rows) == 60
@@ -201,11 +209,15 @@ def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
     page = (tmp_path / "labels.html").read_text()
     assert page.count("<figure") == report["suspects"]
     assert "balanced accuracy of the out-of-fold predictions" in page
-    assert page.count("Warning: the out-of-fold predictions are weak") == len(report["warnings"])
+    assert "Warning: the out-of-fold predictions are weak" in page
+    assert f"; predicted {report['ranked'][0]['predicted']}: " in page
+    assert names == list(RANKED_COLUMNS)
+    monkeypatch.setenv("COLUMNS", "200")
     _, out, _ = dinomed(capsys, *command, "--folds", "3", "--cache", tmp_path / "cache")
     out = " ".join(out.split())
+    assert re.search(r"\bpredicted\b", out)
     assert f"out-of-fold balanced accuracy {report['out_of_fold']['balanced_accuracy']:.2f}, AUROC" in out
-    assert out.count("warning: the out-of-fold predictions are weak") == len(report["warnings"])
+    assert out.count("warning: the out-of-fold predictions are weak") == 1
     assert not re.search(r"(src|href)=.https?:", page)
     for words, message in [
         (("--folds", "99"), "--folds 99: the images have"),
@@ -218,3 +230,19 @@ def test_doubtful_labels_are_listed_in_a_table_and_on_a_page(
         assert message in err
     code, _, err = dinomed(capsys, "audit", lesion_manifest, "--labels", "label")
     assert (code, "name a backbone: --backbone" in err) == (2, True)
+
+
+def test_labels_of_which_none_can_be_judged_give_a_warning(
+    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = read_manifest(lesion_manifest).take(list(range(6)))
+    columns = {name: images.column(name) for name in images.columns}
+    columns |= {"label": list("aaabbb"), "group": list("tttuuu")}
+    write_manifest(build_manifest(columns, images.root), tmp_path / "two.parquet")
+    command = ("audit", tmp_path / "two.parquet", "--labels", "label", "-b", tiny_backbone, "--folds", "2", "--quiet")
+    code, out, err = dinomed(capsys, *command, "-o", tmp_path / "labels.html")
+    assert (code, err) == (0, "")
+    assert "out-of-fold predictions not measured warning: fewer than two classes" in " ".join(out.split())
+    page = (tmp_path / "labels.html").read_text()
+    assert "Warning: fewer than two classes could be judged, and 6 images were not" in page
+    assert "None" not in page
