@@ -139,3 +139,47 @@ def test_a_scale_is_set_with_the_keyboard_whose_cursor_is_seen(visit, tmp_path: 
     page.keyboard.type("20")
     page.keyboard.press("Enter")
     page.locator("#area-mm-card").wait_for()
+
+
+CENTRE = """([low, high]) => {
+  const canvas = document.querySelector("#canvas"), { width, height } = canvas;
+  const pixels = canvas.getContext("2d").getImageData(0, 0, width, height).data, found = [];
+  for (let at = 0; at < width * height; at++) {
+    const isInside = [0, 1, 2].every(band => pixels[4 * at + band] >= low[band] && pixels[4 * at + band] <= high[band]);
+    if (isInside) found.push(at);
+  }
+  const mean = place => found.reduce((sum, at) => sum + place(at), 0) / found.length;
+  return [mean(at => at % width), mean(at => Math.floor(at / width))];
+}"""
+"""Centre of the pixels of the viewer whose colour is in a range."""
+CROSS, END = (
+    [(220, 220, 220), (255, 255, 255)],
+    [(235, 190, 50), (255, 225, 110)],
+)  # colours of the cross, and of an end
+
+
+@pytest.mark.parametrize("zoom", ["+", "-"])
+def test_a_key_acts_where_the_cross_is_drawn_after_a_zoom(visit, tmp_path: Path, zoom: str) -> None:
+    Image.fromarray(PIXELS).save(tmp_path / "photo.png")
+    visit.upload(tmp_path / "photo.png")
+    visit.wait_for_area(AREA)
+    page = visit.page
+    page.locator("#view label", has_text="Image only").click()  # no lines but that of the scale
+    page.locator("#set-scale").press("Enter")
+    if zoom == "-":
+        page.keyboard.press("+")
+        page.keyboard.press("+")
+    for key in ["ArrowLeft"] * 4 + ["ArrowUp"] * 3 + [zoom]:
+        page.keyboard.press(key)
+    visit.wait_until_drawn()
+    cross = page.evaluate(CENTRE, CROSS)
+    page.keyboard.press("Enter")
+    stage = page.locator(".dm-stage").bounding_box()
+    page.mouse.move(stage["x"] + 5, stage["y"] + 5)
+    visit.wait_until_drawn()  # without the cross, over the end
+    assert page.evaluate(CENTRE, END) == pytest.approx(cross, abs=1.5)
+    for _ in range(9):
+        page.keyboard.press("+")  # the place of the cross is now outside the viewer
+    page.keyboard.press("ArrowRight")
+    visit.wait_until_drawn()
+    assert np.isfinite(page.evaluate(CENTRE, CROSS)).all()  # in view again

@@ -146,9 +146,12 @@ function moveCursor(key) {
     viewer.tool.start(cursor.place);
     viewer.tool.end();
   }
-  const origin = viewer.origin();
-  viewer.hover = cursor.place.map((at, axis) => origin[axis] + at * scale);
-  viewer.draw();
+  viewer.pinned = cursor.place; // drawn where it is after a zoom, too
+  const origin = viewer.origin(), room = [viewer.stage.clientWidth, viewer.stage.clientHeight];
+  viewer.moveBy(...cursor.place.map((part, axis) => { // into view
+    const at = origin[axis] + part * scale;
+    return Math.min(Math.max(at, CURSOR_ARM_PX), room[axis] - CURSOR_ARM_PX) - at;
+  }));
   return true;
 }
 

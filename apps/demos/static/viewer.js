@@ -9,7 +9,7 @@ class Viewer {
     Object.assign(this, { stage, canvas, onchange, mode: "outline", opacity: 0.65, wipe: 1, comparing: false });
     this.pointers = new Map();
     this.tool = null; // takes the pointer in place of moving the picture: {start, move, end, cancel}, and paint for its ring
-    this.hover = null;
+    this.hover = null; // place of the pointer in the stage
     this.clear();
     new ResizeObserver(() => this.resize()).observe(stage);
     this.listen();
@@ -18,6 +18,7 @@ class Viewer {
   /** Remove the picture and everything that belongs to it, at once. */
   clear() {
     this.lines = []; // [{from, to}] in pixels of the picture; to may be null
+    this.pinned = null; // cursor of the keys, in pixels of the picture; it takes the place of the pointer
     Object.assign(this, { picture: null, windowed: null, spacing: null, size: [1, 1], heat: null, path: null, mapSize: [1, 1], marks: [] });
     this.fit();
   }
@@ -64,7 +65,7 @@ class Viewer {
   /** Let a tool take the pointer; null: dragging moves the picture. */
   useTool(tool) {
     this.tool = tool;
-    this.hover = null;
+    this.hover = this.pinned = null;
     this.stage.classList.toggle("dm-drawing", Boolean(tool));
     this.stage.dispatchEvent(new Event("dm-tool"));
     this.limit();
@@ -176,7 +177,8 @@ class Viewer {
     if (!this.comparing && this.mode !== "plain" && this.heat) this.paintOverlay(context, origin, scale);
     if (!this.comparing) this.paintLines(context, origin, scale);
     if (this.spacing) this.paintScaleBar(context, scale / this.spacing[1]);
-    if (this.tool && this.tool.paint && this.hover) this.tool.paint(context, this.hover);
+    const place = this.pinned ? this.pinned.map((at, axis) => origin[axis] + at * scale) : this.hover;
+    if (this.tool && this.tool.paint && place) this.tool.paint(context, place);
   }
 
   paintOverlay(context, origin, scale) {
@@ -296,6 +298,7 @@ class Viewer {
       const before = this.pointers.get(event.pointerId), now = place(event);
       if (this.tool) {
         this.hover = now;
+        this.pinned = null;
         this.draw();
       }
       if (!before) return;
@@ -318,7 +321,7 @@ class Viewer {
       });
     }
     stage.addEventListener("pointerleave", () => {
-      this.hover = null;
+      this.hover = this.pinned = null;
       this.draw();
     });
     stage.addEventListener("dblclick", () => this.tool || this.fit());
