@@ -21,6 +21,10 @@ CONFIG = "vit_tiny_cpu"
 """Config of a proposed pretraining."""
 FEW_MASKS = 200
 """Training images with a mask up to which the head `hybrid_unet` is proposed (docs/results.md, label efficiency)."""
+MASK_SIZE = 128
+"""Image size, px, of a proposed `hybrid_unet`; a multiple of the patch size of `CONFIG`, which is 8."""
+BACKBONE_MASK_SIZE = 126
+"""The same for `BACKBONE`, whose patch size is 14."""
 MAP_OPTIONS = ("weights", "image_size", "mean", "std")
 """Options of a backbone that `show map` has."""
 DEMOS = ("segment", "classify")
@@ -127,9 +131,10 @@ def after_manifest(path: str | Path, manifest: "Manifest", *, masks: bool, label
     options = _segmenter_options(manifest, label_maps) if first == "segment" else {}
     training = command_line(*train_step(first, pretraining[1]["out"], path, **options))
     choice = ", ".join(f"train {task} for the {targets}" for task, targets in tasks.items())
+    size = f" --set image_size={BACKBONE_MASK_SIZE}" if f"image_size={MASK_SIZE}" in options.get("settings", ()) else ""
     published = (
-        f"Or, instead of pretraining, a published backbone: --backbone {BACKBONE} --weights FILE; without --weights "
-        "its weights are downloaded"
+        f"Or, instead of pretraining, a published backbone: --backbone {BACKBONE} --weights FILE{size}; without "
+        "--weights its weights are downloaded"
     )
     return Proposal(pretraining, (f"Then ({choice}): {training}", published))
 
@@ -140,7 +145,7 @@ def _segmenter_options(manifest: "Manifest", label_maps: bool) -> dict[str, Any]
     masks = manifest.select(split="train").column("mask") if manifest.has("mask") else []
     if not masks or sum(mask is not None for mask in masks) > FEW_MASKS:
         return {"settings": kind}
-    return {"head": "hybrid_unet", "settings": ["image_size=128", *kind]}
+    return {"head": "hybrid_unet", "settings": [f"image_size={MASK_SIZE}", *kind]}
 
 
 def after_images(path: str | Path) -> Step:

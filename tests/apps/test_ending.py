@@ -25,9 +25,13 @@ from dinomed.apps.ending import (
     print_end,
 )
 from dinomed.apps.quickstart import run as quickstart_run
+from dinomed.backbones.frozen import check_image_size
+from dinomed.backbones.variants import VARIANTS
+from dinomed.config import parse_overrides
 from dinomed.datasets.manifest import build_manifest, read_manifest, write_manifest
 
 Run = Callable[..., tuple[int, str, str]]
+SEGMENT = "dinomed train segment --backbone ssl --data derm.parquet --output seg3"
 FAST = ("--set", "fit.epochs=1", "--set", "fit.min_steps=0")
 
 
@@ -299,14 +303,29 @@ def test_label_maps_are_trained_with_their_classes(place: Path) -> None:
 
 
 def test_the_head_for_few_masks_is_proposed_up_to_its_number_of_masks(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    lesion_manifest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = read_manifest("derm.parquet")
+    manifest = read_manifest(lesion_manifest)
     training = parse(after_manifest("m.parquet", manifest, masks=True).lines[0].partition(": ")[2])
     assert (training["head"], training["settings"]) == ("hybrid_unet", ["image_size=128"])
+    pretraining = dinomed.resolve_config("pretrain", config=ending.CONFIG)
+    assert ending.MASK_SIZE % pretraining["backbone"]["patch_size"] == 0
     monkeypatch.setattr(ending, "FEW_MASKS", 3)
     training = parse(after_manifest("m.parquet", manifest, masks=True).lines[0].partition(": ")[2])
-    assert (training["head"], training["settings"]) != ("hybrid_unet", ["image_size=128"])
+    assert (training["head"], training["settings"]) == (parse(SEGMENT)["head"], parse(SEGMENT)["settings"])
+    assert "image_size" not in after_manifest("m.parquet", manifest, masks=True).lines[1]
+
+
+@pytest.mark.parametrize("label_maps", [False, True])
+def test_the_options_of_a_published_backbone_fit_the_proposed_training(lesion_manifest: Path, label_maps: bool) -> None:
+    manifest = read_manifest(lesion_manifest)
+    lines = after_manifest("m.parquet", manifest, masks=True, label_maps=label_maps).lines
+    options = lines[1].partition(": ")[2].partition(";")[0]
+    training = parse(f"{lines[0].partition(': ')[2]} {options}")  # as a user adds them
+    assert (training["backbone"], training["head"]) == ("dinov2_vits14", "hybrid_unet")
+    size = parse_overrides(training["settings"])["image_size"]
+    assert size == 126
+    check_image_size(size, VARIANTS[training["backbone"]].patch_size)
 
 
 def test_data_without_a_test_split_and_other_tasks_end_with_the_demo_of_all(place: Path, tmp_path: Path) -> None:
