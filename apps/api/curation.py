@@ -215,9 +215,8 @@ def audit(
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
-        The report that ``dinomed audit --json`` prints: ``leaked_test_images``, ``counts`` by kind, and ``pairs``; with
-        `labels` ``suspects``, their number, ``out_of_fold``, the quality of the predictions, ``warnings``, ``ranked``,
-        the suspects, and ``confident_joint``.
+        The report of ``dinomed audit --json``: ``leaked_test_images``, ``counts`` by kind, ``pairs``; with `labels` the
+        number of ``suspects``, ``ranked``, ``confident_joint``, ``out_of_fold`` (quality of predictions), ``warnings``.
 
     Raises:
         UsageError: both sides are the same images, or an option is wrong.
