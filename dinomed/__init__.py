@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from dinomed.apps.api.configs import compare_configs as compare_configs
     from dinomed.apps.api.configs import config_schema as config_schema
     from dinomed.apps.api.configs import resolve_config as resolve_config
-    from dinomed.apps.api.curation import audit as audit
     from dinomed.apps.api.curation import curate as curate
+    from dinomed.apps.api.data.audit import audit as audit
     from dinomed.apps.api.data.datasets import open_dataset as open_dataset
     from dinomed.apps.api.data.datasets import scan as scan
     from dinomed.apps.api.data.frames import frames as frames
@@ -54,7 +54,7 @@ _MODULES = {
     "frames": "api.data.frames",
     "slices": "api.data.slices",
     "curate": "api.curation",
-    "audit": "api.curation",
+    "audit": "api.data.audit",
     "load_backbone": "api.backbones",
     "list_models": "api.models",
     "extract_features": "api.backbones",

@@ -74,7 +74,7 @@ def audit(
     their neighbours and with predictions of a model that has not seen them. For research use only.
     """
     arguments = locals()
-    from dinomed.apps.api.curation import audit as audit_images
+    from dinomed.apps.api.data.audit import audit as audit_images
     from dinomed.apps.ending import print_end
     from dinomed.apps.output import api_arguments, emit
     from dinomed.errors import DinomedError

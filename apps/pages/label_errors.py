@@ -23,7 +23,7 @@ def build_label_page(
     Args:
         errors: result of the search.
         images: the searched images.
-        report: of the search (`dinomed.apps.api.data.datasets.audit_labels`).
+        report: of the search (`dinomed.apps.api.data.audit.audit_labels`).
         mask: masks burned-in text in the images.
     """
     suspects = np.flatnonzero(errors.suspects)

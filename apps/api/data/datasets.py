@@ -1,25 +1,20 @@
-"""Datasets: folders and tables to manifests, and the search for errors in their labels."""
+"""Datasets: folders and tables to manifests."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dinomed.apps.api.data.frames import with_frame_rule
-from dinomed.apps.api.inputs import DatasetLike, PathLike, cache_folder
-from dinomed.burned_in_text.mask import TextMask
+from dinomed.apps.api.inputs import DatasetLike, PathLike
 from dinomed.datasets import open as opening
 from dinomed.datasets.manifest import Manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
-from dinomed.datasets.splits import make_folds
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
-from dinomed.io.files import write_json, write_text
 from dinomed.io.output_folder import (
-    check_writable,
     claimed_file,
     discard_ready,
     finish_publishing,
@@ -27,9 +22,6 @@ from dinomed.io.output_folder import (
 )
 from dinomed.io.publish import move_ready
 from dinomed.log import logger
-from dinomed.notice import RESEARCH_USE
-
-FOLDS = 5
 
 
 def scan(
@@ -241,80 +233,3 @@ def open_dataset(data: DatasetLike, *, decode: bool = False) -> Manifest:
         True
     """
     return opening.open_dataset(data, decode=decode)
-
-
-def audit_labels(
-    manifest: Manifest,
-    column: str,
-    backbone: PathLike | None,
-    *,
-    out: PathLike | None = None,
-    table: PathLike | None = None,
-    folds: int = FOLDS,
-    seed: int = 0,
-    cache: PathLike | None = None,
-    mask: TextMask | None = None,
-    device: str = "auto",
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> dict[str, Any]:
-    """Rank the images of a manifest by the doubt about their labels; `dinomed.audit` with `labels` calls it.
-
-    Raises:
-        UsageError: the column is missing or holds no classes, there are fewer groups than folds, or no backbone is
-            given.
-    """
-    from dinomed.adapters.evaluation.label_errors import RANKED_COLUMNS, find_label_errors
-    from dinomed.apps.api.backbones import load_backbone
-    from dinomed.apps.pages.label_errors import build_label_page
-    from dinomed.features.extract import extract_usable
-
-    if backbone is None:
-        raise UsageError(f"`labels={column}`: neighbours and predictions need features; name a backbone: `backbone`")
-    for place, suffixes in ((out, (".html", ".htm")), (table, (".csv", ".json"))):
-        if place is not None:
-            if Path(place).suffix.lower() not in suffixes:
-                raise UsageError(f"output {place}: its name ends in {' or '.join(suffixes)}")
-            check_writable(Path(place).parent)
-    labelled = [row for row, label in enumerate(manifest.column(column)) if label is not None]
-    if not labelled:
-        raise UsageError(f"column {column!r} of {manifest.called} is empty; name the column of the classes")
-    images = manifest.take(labelled)
-    make_folds(images.units(), images.column(column), folds, seed)  # raises before the features are computed
-    with ExitStack() as stack:
-        for place in (out, table):
-            if place is not None:
-                stack.enter_context(claimed_file(place))
-        frozen = load_backbone(backbone, device=device, mean=mean, std=std)
-        computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
-        errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
-        ranked = errors.ranked(images.column("image"))
-        report = {
-            "data": str(manifest.source or manifest.root),
-            "column": column,
-            "images": len(errors.rows),
-            "not_judged": len(errors.not_judged),
-            "unreadable": len(labelled) - len(images),
-            "classes": {name: int((errors.labels == i).sum()) for i, name in enumerate(errors.classes)},
-            "folds": folds,
-            "suspects": int(errors.suspects.sum()),
-            "out_of_fold": errors.quality(),
-            "other_class_by_prediction": int(errors.by_prediction.sum()),
-            "other_class_by_neighbors": int(errors.by_neighbors.sum()),
-            "confident_joint": {
-                label: dict(zip(errors.classes, map(int, row), strict=True))
-                for label, row in zip(errors.classes, errors.joint, strict=True)
-            },
-            "backbone": {"name": frozen.name, "fingerprint": frozen.fingerprint},
-            "page": None if out is None else str(out),
-            "table": None if table is None else str(table),
-            "warnings": errors.warnings(),
-            "notes": ["a suspect is a label to look at again, not an error for certain", RESEARCH_USE],
-        }
-        if out is not None:
-            write_text(out, build_label_page(errors, images, report, mask))
-        if table is not None and Path(table).suffix.lower() == ".json":
-            write_json(table, {**report, "ranked": ranked})
-        elif table is not None:
-            write_csv(table, RANKED_COLUMNS, [list(entry.values()) for entry in ranked])
-    return report | {"ranked": [entry for entry in ranked if entry["suspect"]]}
