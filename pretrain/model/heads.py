@@ -53,15 +53,17 @@ class ProjectionHead(nn.Module):
 class _WeightNormLinear(torch.autograd.Function):
     """``x @ (g * normalize(w)).T`` without a normalised copy of w, which would be the largest tensor of a small model.
 
-    The product is scaled instead, and the gradient of w is computed in place. Without norms g is 1.
+    The product is scaled instead, and the gradient of w is computed in place. Without norms g is 1. Under autocast the
+    products are in half precision, also where x is float32: CUDA normalises in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_KC: Tensor, norm_K1: Tensor | None) -> Tensor:
         inverse_K = 1 / w_KC.norm(dim=-1).clamp_min(1e-12)
         scale_K = inverse_K if norm_K1 is None else inverse_K * norm_K1.squeeze(-1)
-        ctx.save_for_backward(x, w_KC, inverse_K, scale_K)
-        return linear(x, w_KC.to(x.dtype)).mul_(scale_K.to(x.dtype))
+        logits: Tensor = linear(x, w_KC.to(x.dtype))
+        ctx.save_for_backward(x.to(logits.dtype), w_KC, inverse_K, scale_K)
+        return logits.mul_(scale_K.to(logits.dtype))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
