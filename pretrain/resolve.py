@@ -23,7 +23,12 @@ from dinomed.pretrain.data.select_images import check_channels, select_images
 from dinomed.pretrain.model.config import InitialisationConfig
 from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.feature_distillation import NO_LOSSES
-from dinomed.pretrain.model.initialisation import Initialisation, read_initialisation, read_run_model
+from dinomed.pretrain.model.initialisation import (
+    Initialisation,
+    has_new_heads,
+    read_initialisation,
+    read_run_model,
+)
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
 from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE
@@ -93,6 +98,8 @@ def resolve_config(
     if teacher is not None:
         teacher_of_run = read_feature_teacher(teacher, config, fetch=fetch) if by_features else read_teacher(teacher)
         resolved = fit_to_teacher(resolved, teacher_of_run)
+        if initialisation is not None and config.start.warmup is None:
+            resolved = _wait_for_new_heads(resolved, initialisation, teacher_of_run)
     _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
     manifest = open_dataset(data)
     train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
@@ -108,7 +115,8 @@ def resolve_config(
 def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation | None) -> PretrainConfig:
     """Return `config` with the architecture and the normalisation of the initial weights, and the shapes of its heads.
 
-    While a head that a loss needs is not among the weights, the backbone waits: `start.warmup` becomes 0.1.
+    While a part beside the backbone that a loss needs is not among the weights (a head, the predictor of masked
+    patches), the backbone waits: `start.warmup` becomes 0.1.
 
     The config decides stochastic depth and the number of input channels; the first layer is inflated if they differ.
     """
@@ -127,13 +135,21 @@ def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation
         data |= {"mean": preprocessing.mean, "std": preprocessing.std}
         if config.images == IntensityConfig():
             data["images"] = preprocessing.intensity
-    heads = initialisation.head_configs
-    shapes = {name: head.model_dump(exclude={"prototype_init"}) for name, head in heads.items()}
-    data["objective"] = merge(data["objective"], shapes)
-    if config.start.warmup is None:
-        is_new = any(name not in heads for name in config.objective.head_names)
-        data["start"] = data["start"] | {"warmup": NEW_HEADS_WARMUP if is_new else 0.0}
-    return build_config(PretrainConfig, data, f"weights of {config.start.weights}")
+    heads = {n: head.model_dump(exclude={"prototype_init"}) for n, head in initialisation.head_configs.items()}
+    data["objective"] = merge(data["objective"], heads)
+    resolved = build_config(PretrainConfig, data, f"weights of {config.start.weights}")
+    return resolved if config.start.warmup is not None else _wait_for_new_heads(resolved, initialisation, None)
+
+
+def _wait_for_new_heads(
+    config: PretrainConfig, initialisation: Initialisation, teacher: Teacher | None
+) -> PretrainConfig:
+    """Return `config` with `start.warmup` 0.1 if a part beside the backbone is new, else 0."""
+    by_features = teacher is not None and config.distill.method == "features"
+    width = teacher.backbone.embed_dim if teacher is not None and by_features else None
+    is_new = has_new_heads(config.backbone, config.objective, initialisation, width)
+    start = config.start.model_copy(update={"warmup": NEW_HEADS_WARMUP if is_new else 0.0})
+    return config.model_copy(update={"start": start})
 
 
 def read_teacher(folder: Path) -> Teacher:

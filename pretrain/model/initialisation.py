@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
@@ -23,10 +24,12 @@ from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.log import logger
-from dinomed.pretrain.model.config import InitialisationConfig, ProjectionHeadConfig
-from dinomed.pretrain.model.dinov2 import DINOv2
+from dinomed.pretrain.model.config import InitialisationConfig, ObjectiveConfig, ProjectionHeadConfig
+from dinomed.pretrain.model.dinov2 import DINOv2, build_side
 from dinomed.pretrain.model.lora import has_lora
 from dinomed.pretrain.run_folder import BACKBONE, CHECKPOINTS
+
+PREDICTOR_POSITION = "predictor.position"  # it is resized like the positions of the backbone
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,28 @@ def read_run_model(checkpoint: Path) -> dict[str, Tensor]:
     return {re.sub(r"^average\.", "teacher.", name): tensor for name, tensor in weights.items()}
 
 
+def has_new_heads(
+    backbone: ViTConfig, objective: ObjectiveConfig, initialisation: Initialisation, teacher_width: int | None = None
+) -> bool:
+    """Return whether a part beside the backbone keeps a tensor of its random initialisation.
+
+    The parts are the heads, the predictor of masked patches, and the projector of a distillation by features.
+
+    Args:
+        backbone: the architecture of the weights.
+        objective: losses and heads, with the shapes of the heads among the weights.
+        teacher_width: width of the teacher whose features are matched; None without one.
+    """
+    with torch.device("meta"):
+        side = build_side(backbone, objective)
+    needed = {name: tensor.shape for name, tensor in side.state_dict().items() if not name.startswith("backbone.")}
+    needed.pop(PREDICTOR_POSITION, None)
+    if teacher_width is not None:
+        needed["projector.weight"] = torch.Size((teacher_width, backbone.embed_dim))
+    known = {name: tensor.shape for name, tensor in initialisation.run_weights.items()}
+    return any(known.get(f"student.{name}") != shape for name, shape in needed.items())
+
+
 def load_initialisation(initialisation: Initialisation, model: DINOv2) -> None:
     """Copy the weights into the student and the EMA side of a model that was built from the resolved config.
 
@@ -144,6 +169,9 @@ def _tensors_of_side(initialisation: Initialisation, side: str, state: dict[str,
     if (position := state.get("backbone.pos_embed")) is not None:
         backbone["pos_embed"] = _resize_positions(initialisation.vit, backbone["pos_embed"], position.shape[1] - 1)
     tensors |= {f"backbone.{name}": tensor for name, tensor in backbone.items()}
+    if PREDICTOR_POSITION in tensors and PREDICTOR_POSITION in state:
+        grid = math.isqrt(state[PREDICTOR_POSITION].shape[1])
+        tensors[PREDICTOR_POSITION] = resize_position_embedding(tensors[PREDICTOR_POSITION], (grid, grid))
     return {name: tensor for name, tensor in tensors.items() if name in state}
 
 

@@ -17,7 +17,7 @@ from dinomed.pretrain.model.dinov2 import ViewBatch
 from dinomed.pretrain.model.distillation import Distillation
 from dinomed.pretrain.model.initialisation import read_initialisation
 from dinomed.pretrain.monitoring.cost_estimate import estimate
-from dinomed.pretrain.resolve import fit_to_initialisation, fit_to_teacher, read_teacher
+from dinomed.pretrain.resolve import fit_to_initialisation, fit_to_teacher, read_teacher, resolve_config
 from dinomed.pretrain.train_step import TrainStep
 from dinomed.pretrain.trainer import pretrain
 
@@ -157,6 +157,19 @@ def test_a_distilled_run_starts_from_its_own_average_and_not_from_the_large_teac
     assert again.backbone.embed_dim == 16
     assert all(torch.equal(tensor, kept[f"model.average.{name}"]) for name, tensor in again.weights.items())
     Distillation(again.backbone, again.objective, again)  # its weights fit
+
+
+@pytest.mark.parametrize("method", ["heads", "features"])
+def test_the_backbone_waits_while_a_head_for_the_teacher_is_new(
+    tiny: Tiny, teacher: Path, finished: Path, pictures: Path, tmp_path: Path, method: str
+) -> None:
+    """The heads of the initial weights have the wrong number of prototypes for another teacher."""
+    changes = {"distill": {"method": method}, "run": {"steps": 1}}
+    config = tiny(start={"weights": str(finished)}, **changes)
+    assert resolve_config(config, pictures, teacher=teacher).config.start.warmup == 0.1
+    pretrain(tiny(**changes), pictures, tmp_path / "small", device="cpu", teacher=teacher)
+    again = tiny(start={"weights": str(tmp_path / "small")}, **changes)
+    assert resolve_config(again, pictures, teacher=teacher).config.start.warmup == 0
 
 
 def test_the_estimate_counts_the_teacher_and_all_patches(tiny: Tiny, teacher: Path) -> None:

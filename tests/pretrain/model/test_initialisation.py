@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from dinomed.backbones.load import load_backbone
 from dinomed.errors import UsageError
+from dinomed.layers.patch_embedding import resize_position_embedding
 from dinomed.pretrain.config import PretrainConfig, to_high_resolution
 from dinomed.pretrain.model.initialisation import read_initialisation
 from dinomed.pretrain.optim.optimizer import OptimizerDriver
@@ -66,6 +68,40 @@ def test_the_backbone_waits_while_a_head_is_new(tiny: Tiny, pictures: Path, tmp_
     train_step = begin(tiny(start={"weights": str(tmp_path / "dino")}))
     assert train_step.config.objective.dino_head == dino_only.objective.dino_head
     assert train_step.config.start.warmup == 0.1  # the iBOT head is new, and the DINO head is not
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": {"predictor_depth": 1}, "masks": {"shape": "random", "probability": 1.0, "ratio": [0.75, 0.75]}},
+        {"objective": {"pixel_weight": 1.0}},
+    ],
+    ids=str,
+)
+def test_the_backbone_waits_while_a_predictor_or_a_regression_is_new(
+    tiny: Tiny, finished: Path, pictures: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    new = begin(tiny(start={"weights": str(finished)}, **changes))
+    assert new.config.start.warmup == 0.1
+    pretrain(tiny(run={"steps": 1}, **changes), pictures, tmp_path / "run", device="cpu")
+    assert begin(tiny(start={"weights": str(tmp_path / "run")}, **changes)).config.start.warmup == 0
+
+
+def test_the_positions_of_a_predictor_are_resized_with_those_of_the_backbone(
+    tiny: Tiny, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They stayed random in the high-resolution phase."""
+    masks = {"shape": "random", "probability": 1.0, "ratio": [0.75, 0.75]}
+    config = tiny(objective={"predictor_depth": 1}, masks=masks, run={"steps": 1})
+    pretrain(config, pictures, tmp_path / "run", device="cpu")
+    kept = load_file(next((tmp_path / "run/checkpoints").glob("step_*1")) / "tensors.safetensors")
+    large = config.model_copy(update={"start": config.start.model_copy(update={"weights": str(tmp_path / "run")})})
+    step = begin(to_high_resolution(large, 64))
+    assert step.config.start.warmup == 0
+    assert "with its heads" in capsys.readouterr().err
+    for side in ("student", "teacher"):
+        wanted = resize_position_embedding(kept[f"model.{side}.predictor.position"], (8, 8))
+        assert torch.equal(step.model.state_dict()[f"{side}.predictor.position"], wanted)
 
 
 def test_a_backbone_has_no_heads_and_initialises_both_sides(tiny: Tiny, tiny_backbone: Path) -> None:
