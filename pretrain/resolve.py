@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import build_config, flatten_settings, merge, read_saved_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -20,13 +21,13 @@ from dinomed.log import logger
 from dinomed.loggers.names import check_loggers
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import check_channels, select_images
-from dinomed.pretrain.model.config import InitialisationConfig
 from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.feature_distillation import NO_LOSSES
 from dinomed.pretrain.model.initialisation import (
     Initialisation,
     has_new_heads,
     read_initialisation,
+    read_model,
     read_run_model,
 )
 from dinomed.pretrain.model.lora import check_student_tuning
@@ -179,18 +180,22 @@ def read_teacher(folder: Path) -> Teacher:
 
 
 def read_feature_teacher(name: Path, config: PretrainConfig, *, fetch: bool = True) -> Teacher:
-    """Read a teacher whose features are to be matched.
+    """Read a teacher whose features are to be matched; it may be of any family of backbones.
 
     Args:
         name: a run folder, or the folder, file or name of a backbone.
         fetch: whether released weights may be downloaded. If not, they are on the meta device.
     """
     distill = config.distill
-    initialisation = InitialisationConfig(weights=str(name), file=distill.file, mean=distill.mean, std=distill.std)
-    teacher = read_initialisation(initialisation, fetch=fetch, with_heads=False)
-    assert teacher is not None
-    weights = {f"backbone.{key}": tensor for key, tensor in teacher.vit.state_dict().items()}
-    return Teacher(teacher.vit.config, NO_LOSSES, teacher.preprocessing, weights)
+    model, preprocessing = read_model(str(name), distill.file, distill.mean, distill.std, fetch=fetch)
+    weights = {f"backbone.{key}": tensor for key, tensor in model.state_dict().items()}
+    if isinstance(model, VisionTransformer):
+        return Teacher(model.config, NO_LOSSES, preprocessing, weights)
+    outline = ViTConfig(
+        embed_dim=model.embed_dim, depth=model.depth, num_heads=1, patch_size=model.patch_size,
+        image_size=preprocessing.image_size, in_channels=model.in_channels,
+    )  # fmt: skip
+    return Teacher(outline, NO_LOSSES, preprocessing, weights, model)
 
 
 def fit_to_teacher(config: PretrainConfig, teacher: Teacher) -> PretrainConfig:

@@ -86,7 +86,9 @@ class TrainStep:
         if run.compile:
             prepare_for_compilation()
         for side in self.model.sides:
-            backbone = backbone_of(side)
+            backbone = side["backbone"]
+            if not isinstance(backbone, VisionTransformer):  # a frozen teacher of another library
+                continue
             backbone.checkpoint_activations = run.checkpoint_activations
             if run.compile:
                 for block in backbone.blocks:

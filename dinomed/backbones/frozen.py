@@ -56,13 +56,7 @@ class FrozenBackbone(nn.Module):
         Raises:
             UsageError: the model is of another library.
         """
-        if not isinstance(self.model, VisionTransformer):
-            raise UsageError(
-                f"backbone {self.name} is a {self.model.family} model, which dinomed uses frozen: for features, heads, "
-                "probe, index, predict, demo and export of heads. Pretraining, distillation, fine-tuning, LoRA and "
-                "export to timm and transformers need a ViT of the DINOv2 family"
-            )
-        return self.model
+        return require_vit(self.model, self.name)
 
     @property
     def device(self) -> torch.device:
@@ -95,6 +89,21 @@ class FrozenBackbone(nn.Module):
             "image_size": self.preprocessing.image_size,
             "aspect": self.preprocessing.aspect,
         }
+
+
+def require_vit(model: TokenModel, name: str) -> VisionTransformer:
+    """Return the model as a ViT of dinomed.
+
+    Raises:
+        UsageError: the model is of another library.
+    """
+    if not isinstance(model, VisionTransformer):
+        raise UsageError(
+            f"backbone {name} is a {model.family} model, which dinomed uses frozen: for features, heads, probe, index, "
+            "predict, demo and export of heads, and as a teacher with distill.method=features. Pretraining, "
+            "fine-tuning, LoRA and export to timm and transformers need a ViT of the DINOv2 family"
+        )
+    return model
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import register_dataclass
 
-from dinomed.backbones.vit import Tokens, VisionTransformer
+from dinomed.backbones.vit import TokenModel, Tokens, VisionTransformer
 from dinomed.distributed import sum_over_ranks, world_size
 
 Parallel = Literal["replicate", "shard"]
@@ -44,10 +44,11 @@ def distribute(side: nn.ModuleDict, parallel: Parallel, device: torch.device, ha
             for block in module.blocks:
                 fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-            for method in ("forward_packed", "forward_blocks"):
-                register_fsdp_forward_method(module, method)
+            register_fsdp_forward_method(module, "forward_packed")
         else:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
+        if isinstance(module, TokenModel):
+            register_fsdp_forward_method(module, "forward_blocks")
 
 
 def precision_policy(half: torch.dtype | None) -> MixedPrecisionPolicy:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import Preprocessing
-from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.vit import TokenModel, VisionTransformer
 from dinomed.errors import DinomedError
 from dinomed.pretrain.model.config import ObjectiveConfig
 from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of, build_side, update_ema
@@ -20,12 +20,17 @@ from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch, backbone_of, build_
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher: its settings, and the weights of its backbone and, unless its objective has no loss, of its heads."""
+    """A teacher: its settings, and the weights of its backbone and, unless its objective has no loss, of its heads.
+
+    Attributes:
+        model: a backbone of another library, whose features are matched. `backbone` then describes its size only.
+    """
 
     backbone: ViTConfig
     objective: ObjectiveConfig
     preprocessing: Preprocessing
     weights: dict[str, Tensor]
+    model: TokenModel | None = None
 
 
 class Distillation(DINOv2):
@@ -34,7 +39,11 @@ class Distillation(DINOv2):
     def __init__(self, backbone: ViTConfig, objective: ObjectiveConfig, teacher: Teacher) -> None:
         super().__init__(backbone, objective)
         self.average = self.teacher  # a copy of the untrained student
-        self.teacher = build_side(teacher.backbone, teacher.objective).eval().requires_grad_(False)
+        if teacher.model is None:
+            side = build_side(teacher.backbone, teacher.objective)
+        else:
+            side = nn.ModuleDict({"backbone": teacher.model})
+        self.teacher = side.eval().requires_grad_(False)
         try:
             self.teacher.load_state_dict(teacher.weights)
         except RuntimeError as error:  # one line for each tensor

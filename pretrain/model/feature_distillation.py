@@ -3,7 +3,7 @@
 A linear layer projects the student's tokens to the width of the teacher. The projections of class token and patch
 tokens of both global views are compared with the teacher's, after its final norm (as lightly-train's distillation does
 with patch tokens). The backbones may differ in patch size: the teacher gets the view resized to the student's grid of
-patches.
+patches. A teacher that takes images of one size only gets them, and its patch tokens are resized to this grid.
 
 Shape suffixes: V views, B images, P patches, D width of the teacher.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, interpolate
 
 from dinomed.backbones.config import ViTConfig
-from dinomed.backbones.vit import Tokens
+from dinomed.backbones.vit import TokenModel, Tokens
 from dinomed.pretrain.model.config import DistillationConfig, ObjectiveConfig
 from dinomed.pretrain.model.dinov2 import ViewBatch, backbone_of
 from dinomed.pretrain.model.distillation import Distillation, Teacher
@@ -40,13 +40,16 @@ class FeatureDistillation(Distillation):
     @torch.no_grad()
     def teacher_logits(self, batch: ViewBatch) -> dict[str, Tensor]:
         """Compute the teacher's class tokens (2, B, D) and patch tokens (2BP, D) of the global views."""
-        student, teacher = backbone_of(self.student).config, backbone_of(self.teacher)
-        sides = [side // student.patch_size * teacher.config.patch_size for side in batch.globals.shape[-2:]]
-        views = batch.globals
+        model, views = self.teacher["backbone"], batch.globals
+        assert isinstance(model, TokenModel)
+        grid = [side // backbone_of(self.student).patch_size for side in views.shape[-2:]]
+        own = grid if model.fixed_size is None else [model.fixed_size // model.patch_size] * 2
+        sides = [count * model.patch_size for count in own]
         if sides != list(views.shape[-2:]):
             views = interpolate(views, sides, mode="bicubic", antialias=True, align_corners=False)
-        tokens = teacher.forward_packed([views], [None])[0]
-        return {"class": tokens.cls.unflatten(0, (2, -1)), "patch": tokens.patches.flatten(0, 1)}
+        tokens = model.forward_blocks(views, [-1])[0]
+        patches_VPD = tokens.patches if own == grid else _resize_grid(tokens.patches, own, grid)
+        return {"class": tokens.cls.unflatten(0, (2, -1)), "patch": patches_VPD.flatten(0, 1)}
 
     def make_targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
         """Return the teacher's tokens, which are the targets themselves."""
@@ -72,3 +75,9 @@ class FeatureDistillation(Distillation):
     def weighted_sum(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the sum of the losses, each times its weight."""
         return torch.stack([getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]).sum()
+
+
+def _resize_grid(patches_VPD: Tensor, own: list[int], grid: list[int]) -> Tensor:
+    """Resize patch tokens of a grid `own` (rows, columns) to another grid, bicubic, in float32."""
+    maps = patches_VPD.float().transpose(1, 2).unflatten(2, own)
+    return interpolate(maps, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2).transpose(1, 2)

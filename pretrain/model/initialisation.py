@@ -8,6 +8,7 @@ learns too.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 
 from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.frozen import require_vit
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
-from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.vit import TokenModel, VisionTransformer
 from dinomed.backbones.weights import inflate_channels
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
@@ -58,15 +60,12 @@ class Initialisation:
         return configs
 
 
-def read_initialisation(
-    config: InitialisationConfig, *, fetch: bool = True, with_heads: bool = True
-) -> Initialisation | None:
+def read_initialisation(config: InitialisationConfig, *, fetch: bool = True) -> Initialisation | None:
     """Read the weights that a config names; None for random weights.
 
     Args:
         fetch: whether released weights may be downloaded. If not, a released backbone is built on the meta device:
             its architecture is known, its weights are not allocated.
-        with_heads: whether the checkpoint of a run folder is read too; without it the backbone alone is read.
 
     Raises:
         UsageError: the backbone does not exist, or it records another mean and std than the config.
@@ -82,13 +81,28 @@ def read_initialisation(
                 "weights, set `mean` and `std` in the config"
             )
         return None
-    stated = config.mean is not None or config.std is not None
-    if not fetch and config.file is None and not stated and name in VARIANTS and VARIANTS[name].release is not None:
+    model, preprocessing = read_model(name, config.file, config.mean, config.std, fetch=fetch)
+    return Initialisation(require_vit(model, name), preprocessing, _read_run_weights(Path(name)))
+
+
+def read_model(
+    name: str, file: str | None, mean: Sequence[float] | None, std: Sequence[float] | None, *, fetch: bool = True
+) -> tuple[TokenModel, Preprocessing]:
+    """Read a backbone of any family, with its preprocessing.
+
+    Args:
+        name: a run folder, or the folder, file or name of a backbone.
+        file: a file with the weights of that name, instead of a download.
+        mean: mean of each channel, for files that name none.
+        std: standard deviation of each channel, likewise.
+        fetch: whether released weights may be downloaded; see `read_initialisation`.
+    """
+    stated = mean is not None or std is not None
+    if not fetch and file is None and not stated and name in VARIANTS and VARIANTS[name].release is not None:
         with torch.device("meta"):
-            vit = VisionTransformer(VARIANTS[name].config())
-        return Initialisation(vit, Preprocessing(), {})
-    backbone = load_backbone(name, weights=config.file, mean=config.mean, std=config.std)
-    return Initialisation(backbone.vit, backbone.preprocessing, _read_run_weights(Path(name)) if with_heads else {})
+            return VisionTransformer(VARIANTS[name].config()), Preprocessing()
+    backbone = load_backbone(name, weights=file, mean=mean, std=std)
+    return backbone.model, backbone.preprocessing
 
 
 def _read_run_weights(folder: Path) -> dict[str, Tensor]:

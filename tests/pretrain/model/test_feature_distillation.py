@@ -136,6 +136,58 @@ def test_a_run_from_a_backbone_without_heads_learns_and_resumes_exactly(
     assert torch.equal(step.model.teacher["backbone"].cls_token, first["cls_token"])
 
 
+def clip_folder(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+
+
+def timm_folder(folder: Path, name: str, **arguments: int) -> None:
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    models = pytest.importorskip("timm.models")
+    arguments = {"embed_dim": 32, "depth": 2, "num_heads": 2, **arguments}
+    model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+    config = {"architecture": name, "model_args": arguments}
+    models.save_for_hf(model, folder, model_config=config, safe_serialization=True)
+
+
+FOREIGN: dict[str, Callable[[Path], None]] = {
+    "CLIP of transformers": clip_folder,
+    "EVA-02 of timm": lambda folder: timm_folder(folder, "eva02_tiny_patch14_224", img_size=56),
+    "BEiT of timm, one image size": lambda folder: timm_folder(folder, "beit_base_patch16_224", img_size=96),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_backbone_of_another_library_is_a_teacher(tiny: Tiny, pictures: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    torch.manual_seed(0)
+    FOREIGN[name](folder)
+    statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+    config = tiny(distill={**FEATURES, **statistics}, run={"steps": 2, "compile": False, "precision": "bfloat16"})
+    resolved = resolve_config(config, pictures, teacher=folder)
+    model = TrainStep(resolved.config, CPU, teacher=resolved.teacher).model
+    batch, backbone = views(), load_backbone(folder, mean=statistics["mean"], std=statistics["std"])
+    side = backbone.model.fixed_size or 4 * backbone.patch_size  # the student has a grid of 4 x 4 patches
+    sized = torch.nn.functional.interpolate(batch.globals, (side, side), mode="bicubic", antialias=True)
+    (wanted,), targets = backbone(sized), model.teacher_logits(batch)
+    torch.testing.assert_close(targets["class"].flatten(0, 1), wanted.cls)
+    patches = targets["patch"].unflatten(0, (6, 16))
+    if side // backbone.patch_size == 4:
+        torch.testing.assert_close(patches, wanted.patches)
+    else:  # 6 x 6 patches, resized to 4 x 4: the mean of an image stays about the same
+        torch.testing.assert_close(patches.mean(1), wanted.patches.mean(1), atol=0.2, rtol=0)
+        assert patches.std() > 0.3 * wanted.patches.std()
+    assert estimate(resolved.config, CPU, teacher=resolved.teacher).hours > 0
+    run = pretrain(config, pictures, tmp_path / "run", device="cpu", teacher=folder)
+    student = load_backbone(run.folder)
+    assert (student.embed_dim, student.preprocessing.mean) == (16, statistics["mean"])
+    assert pretrain(config, pictures, tmp_path / "run", device="cpu", teacher=folder, resume=True).steps == 2
+
+
 def test_a_dry_run_estimates_a_released_teacher_without_its_weights(tiny: Tiny, pictures: Path) -> None:
     resolved = resolve_config(tiny(distill=FEATURES), pictures, teacher=Path("dinov2_vitb14"), fetch=False)
     assert resolved.teacher is not None
