@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dinomed.datasets.manifest import RESERVED
+from dinomed.datasets.scan.folders import composed
 from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
 from dinomed.datasets.tables import read_csv
@@ -20,6 +21,9 @@ ROLES = ("label", "group", "mask", "split")
 NONE = "none"
 FRAME = "frame"
 """Column of the order of the images of a group."""
+_MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "nat", "null", "?")
+"""Words that other programs write for a missing value."""
+_MISSING_GROUP = (*_MISSING, "-", "none", "unknown")
 _GROUP_LIKE = ("patient", "patient_id", "subject", "subject_id", "case_id", "study_id", "lesion", "lesion_id", "video")
 
 
@@ -75,8 +79,8 @@ def read_labels(
     """Read a CSV with one row per image.
 
     The image column contains a path relative to `folder` or to the folder of the CSV, a file name, or a stem. A file
-    name or a stem must be unique. Leading and trailing blanks of a cell are removed, unless the cell is the path of a
-    file.
+    name or a stem must be unique. Leading and trailing blanks of a cell are removed, and letters with accents are
+    composed (NFC), unless the cell is the path of a file.
 
     Args:
         files: all image files below `folder`, including masks.
@@ -145,6 +149,7 @@ def read_labels(
     for role in ("label", "group"):
         if role in sources:
             out.warnings += _alike(role, out.rows, row_numbers, personal=role == "group" and not keep_ids)
+            out.warnings += _missing_words(role, out.rows, row_numbers)
     out.targets = {cell for name in free for cell in cells_by_name[name] if cell in known}
     return out
 
@@ -180,26 +185,42 @@ def _split(path: Path, number: int, word: str) -> str:
 
 
 def _stripped(cell: str | None, known: set[str]) -> str | None:
-    """Remove leading and trailing blanks of a cell, unless the cell is the path of a file."""
-    return cell if cell is None or cell in known else cell.strip() or None
+    """Remove leading and trailing blanks of a cell, and compose its letters, unless the cell is the path of a file."""
+    return cell if cell is None or cell in known else composed(cell.strip()) or None
 
 
 def _alike(
     role: str, rows: dict[str, dict[str, str | None]], row_numbers: dict[str, int], *, personal: bool
 ) -> list[str]:
-    """Warn if values of `role` differ only in case. For personal data the message has row numbers, not values."""
+    """Warn if values of `role` differ only in case or blanks. For personal data the message has row numbers only."""
     seen: dict[str, dict[str, int]] = defaultdict(dict)
     for image, row in rows.items():
         if (value := row[role]) is not None:
-            seen[value.casefold()].setdefault(value, row_numbers[image])
+            seen[" ".join(value.casefold().split())].setdefault(value, row_numbers[image])
     sets = [spellings for spellings in seen.values() if len(spellings) > 1]
     if not sets:
         return []
     examples = [f"row {number}" if personal else f"{value!r} (row {number})" for value, number in sets[0].items()]
     return [
-        f"{len(sets)} {role}{'s' if len(sets) > 1 else ''} with spellings that differ only in upper and lower case, "
-        "counted as different: "
+        f"{len(sets)} {role}{'s' if len(sets) > 1 else ''} with spellings that differ only in upper and lower case or "
+        "in blanks, counted as different: "
         f"{' and '.join(examples)}{', ...' if len(sets) > 1 else ''}; use one spelling if they are the same"
+    ]
+
+
+def _missing_words(role: str, rows: dict[str, dict[str, str | None]], row_numbers: dict[str, int]) -> list[str]:
+    """Warn about labels and groups that are words for a missing value, such as NA."""
+    words = _MISSING_GROUP if role == "group" else _MISSING
+    places: dict[str, list[int]] = defaultdict(list)
+    for image, row in rows.items():
+        if (value := row[role]) is not None and value.casefold() in words:
+            places[value].append(row_numbers[image])
+    meaning = "one group" if role == "group" else "a class"
+    return [
+        f"{role} {value!r} of {len(numbers):,} image{'s' if len(numbers) > 1 else ''} (first in row {min(numbers)}) is "
+        f"counted as {meaning}; leave the cell empty if it means that the {role} is not known"
+        for value, numbers in places.items()
+        if role == "label" or len(numbers) > 1
     ]
 
 
@@ -251,24 +272,30 @@ class FileSearch:
     ) -> None:
         self.folder, self.beside = os.path.abspath(folder), os.path.abspath(beside)
         self.files, self.videos = {*files, *videos}, set(videos)
+        self.by_form: dict[str, list[str]] = defaultdict(list)
+        for path in self.files:
+            self.by_form[composed(path)].append(path)
         images = [*images, *videos]
         self.by_name: dict[bool, dict[str, list[str]]] = {}
         for masks, paths in ((False, list(images)), (True, sorted(self.files.difference(images)))):
             names = self.by_name[masks] = defaultdict(list)
             for path in paths:
-                names[PurePosixPath(path).name].append(path)
-                if (stem := PurePosixPath(path).stem) != PurePosixPath(path).name:
-                    names[stem].append(path)
+                name, stem = composed(PurePosixPath(path).name), composed(PurePosixPath(path).stem)
+                for form in {name, stem}:
+                    names[form].append(path)
 
     def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
         """Return the path relative to the folder, or None and the reason."""
-        for text in (cell, cell.replace("\\", "/")):
+        stripped = cell.strip()
+        for text in dict.fromkeys((cell, stripped, stripped.replace("\\", "/"))):
             for base in (self.folder, self.beside):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
                 frame = None if masks else self._frame(path)
                 if path in self.files or frame is not None:
                     return frame or path, ""
-        matches = self.by_name[masks].get(cell, [])
+                if len(same := self.by_form.get(composed(path), [])) == 1:
+                    return same[0], ""
+        matches = self.by_name[masks].get(composed(cell)) or self.by_name[masks].get(composed(stripped), [])
         if len(matches) == 1:
             return matches[0], ""
         if matches:

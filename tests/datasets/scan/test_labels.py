@@ -4,12 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dinomed.datasets.manifest import KNOWN
 from dinomed.datasets.scan.labels import number_groups
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
+from dinomed.images.read import write_mask
 
 
 def test_rows_without_image_and_images_without_row(
@@ -85,6 +87,46 @@ def test_blanks_around_cells_make_no_other_class_or_group(folder: Path, edit: Ca
     assert result.manifest.column("age")[1] == "01"
 
 
+def test_blanks_around_the_name_of_an_image_do_not_lose_it(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "images/3.png,", " images/3.png ,")
+    edit(folder, "images/4.png,", "  4.png,")
+    result = scan(folder, "labels.csv")
+    assert result.unreadable == []
+    assert result.manifest.column("label").count(None) == 0
+
+
+def test_names_and_labels_in_either_unicode_form_are_the_same(tmp_path: Path, paint: Callable[..., Any]) -> None:
+    both = ["a\u0308", "\u00e4"]  # decomposed, as names of files from some systems are, and composed
+    for number, (image, mask) in enumerate(zip(both, reversed(both), strict=True)):
+        root = tmp_path / str(number)
+        paint(root / "images" / f"{image}.png", number)
+        write_mask(root / "masks" / f"{mask}.png", np.ones((12, 16), np.uint8))
+        (root / "labels.csv").write_text(f"image,label\nimages/{mask}.png,N{mask}vus\n", encoding="utf-8")
+        (root / "names.csv").write_text(f"image,mask\n{mask},{image}.png\n", encoding="utf-8")
+        for table in ("labels.csv", "names.csv"):
+            result = scan(root, table)
+            assert result.unreadable == []
+            assert result.manifest.column("mask") == [f"masks/{mask}.png"]
+        assert scan(root, "labels.csv").manifest.column("label") == ["N\u00e4vus"]
+    for number, name in enumerate(both):
+        paint(tmp_path / "classes" / ("train", "val")[number] / f"N{name}vus" / f"{number}.png", number)
+    assert scan(tmp_path / "classes", "folders").manifest.classes() == ["N\u00e4vus"]
+
+
+def test_words_for_a_missing_value_are_reported(folder: Path, edit: Callable[..., Any]) -> None:
+    edit(folder, "nv,L0,", "NA,unknown,")
+    edit(folder, "mel,L1,02", "nan,L1,02")
+    warnings = scan(folder, "labels.csv", group="lesion_id").warnings
+    assert [line for line in warnings if "leave the cell empty" in line] == [
+        "label 'NA' of 2 images (first in row 2) is counted as a class; leave the cell empty if it means that the "
+        "label is not known",
+        "label 'nan' of 1 image (first in row 4) is counted as a class; leave the cell empty if it means that the "
+        "label is not known",
+        "group 'unknown' of 2 images (first in row 2) is counted as one group; leave the cell empty if it means that "
+        "the group is not known",
+    ]
+
+
 def test_a_file_whose_name_ends_in_a_blank_is_found(tmp_path: Path, paint: Callable[..., Any]) -> None:
     paint(tmp_path / "a ")
     paint(tmp_path / "b.png", 1)
@@ -96,10 +138,10 @@ def test_classes_and_groups_that_differ_in_case_are_reported(folder: Path, edit:
     edit(folder, "nv,L0,01", "NV,l0,01")
     edit(folder, "mel,L1,03", "Mel,L1,03")
     warnings = scan(folder, "labels.csv", group="lesion_id", keep_ids=True).warnings
-    assert [line for line in warnings if "differ only in upper and lower case" in line] == [
-        "2 labels with spellings that differ only in upper and lower case, counted as different: "
+    assert [line for line in warnings if "differ only in" in line] == [
+        "2 labels with spellings that differ only in upper and lower case or in blanks, counted as different: "
         "'nv' (row 2) and 'NV' (row 3), ...; use one spelling if they are the same",
-        "1 group with spellings that differ only in upper and lower case, counted as different: "
+        "1 group with spellings that differ only in upper and lower case or in blanks, counted as different: "
         "'L0' (row 2) and 'l0' (row 3); use one spelling if they are the same",
     ]
 
