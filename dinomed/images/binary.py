@@ -25,13 +25,32 @@ def to_mask(image: Image.Image) -> np.ndarray:
     Raises:
         DinomedError: the values are not those of a mask; the message names them.
     """
+    mask = _to_mask(image)
+    refuse_hidden_shape(image, mask)
+    return mask
+
+
+def refuse_hidden_shape(image: Image.Image, values: np.ndarray) -> None:
+    """Raise a `DinomedError` if `values` (H, W) are all 0, but the transparency of their image has a shape."""
+    if values.any() or not image.has_transparency_data:
+        return
+    low, high = image.convert("RGBA").getchannel("A").getextrema()
+    if low < high:
+        raise DinomedError(
+            "black on a transparent ground: the shape is only in the transparency, which is not read; write it in gray "
+            "values, 255 in the mask and 0 outside"
+        )
+
+
+def _to_mask(image: Image.Image) -> np.ndarray:
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
     if is_wide(image):
         return _from_wide(samples(image))
     if image.mode == "P":
-        foreground = np.asarray(image.convert("RGB")).any(axis=2)
-        colors = image.convert("RGB").getcolors(2)
+        colored = flatten(image).convert("RGB")
+        foreground = np.asarray(colored).any(axis=2)
+        colors = colored.getcolors(2)
         if colors is not None and len(colors) - (not foreground.all()) <= 1:  # black and one other colour
             return np.asarray(foreground, np.uint8)
     flat = flatten(image)

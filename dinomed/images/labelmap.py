@@ -7,6 +7,7 @@ from PIL import Image
 
 from dinomed.errors import DinomedError
 from dinomed.images.arrays import is_array, read_array
+from dinomed.images.binary import refuse_hidden_shape
 from dinomed.images.decode import MAX_PIXELS, header_of, open_image, reads_file, upright_of
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.segmentation import read_segmentation
@@ -75,6 +76,7 @@ def _from_picture(path: str | Path, max_pixels: int) -> np.ndarray:
             if (pixels != pixels[..., :1]).any():
                 raise DinomedError("the image has colours; a label map has one value per pixel (gray or palette)")
             values = pixels[..., 0]
+        refuse_hidden_shape(image, values)
         return _to_integers(path, upright_of(image, values))
 
 
