@@ -17,6 +17,9 @@ from dinomed.log import logger
 _ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
+_OF_OTHERS = {"settings": "--set"}
+
+
 printed_reports: list[bool] = []
 """Not empty if the command printed its report with --json: a failure after that prints no second object."""
 
@@ -26,19 +29,20 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
 
     Args:
         message: text for a person.
-        options: argument -> option of the command; for other arguments, the name with hyphens.
+        options: argument -> option of the command; an argument of another command has the name with hyphens, and
+            `settings` is always ``--set``.
 
     >>> name_options("out.csv exists; add `overwrite=True` to replace it", {})
     'out.csv exists; add --overwrite to replace it'
     >>> name_options("`executor='tree'` is unknown", {"executor": "--engine"})
     "--engine 'tree' is unknown"
-    >>> name_options("add `settings=['run.steps=8']`", {"settings": "--set"})
-    'add --set run.steps=8'
+    >>> name_options("scan with `label_maps=True` and train with `settings=['kind=multiclass']`", {})
+    'scan with --label-maps and train with --set kind=multiclass'
     """
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
-        words = options.get(name, "--" + name.replace("_", "-"))
+        words = options.get(name) or _OF_OTHERS.get(name) or "--" + name.replace("_", "-")
         if value is None or value == "True":
             return words
         plain = value[2:-2] if value.startswith("['") else value
