@@ -29,7 +29,7 @@ from dinomed.progress import bar
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 MASK, LESION, BACKGROUND = "mask", "lesion", "background"
-MAX_CLASSES, MAX_BITS = 256, 16
+MAX_CLASSES, MAX_BITS, MAX_VALUE = 256, 16, 65_535
 
 
 class MaskSchemaRecord(Config):
@@ -37,7 +37,7 @@ class MaskSchemaRecord(Config):
 
     kind: Kind
     names: tuple[str, ...] = Field(min_length=1, max_length=MAX_CLASSES)
-    codes: tuple[Annotated[int, Field(ge=0, le=65_535)] | str, ...]
+    codes: tuple[Annotated[int, Field(ge=0, le=MAX_VALUE)] | str, ...]
 
     @model_validator(mode="after")
     def _one_code_for_each_name(self) -> "MaskSchemaRecord":
@@ -211,12 +211,19 @@ def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchem
             raise UsageError("classes: each class of a label map is a number; columns are for kind multilabel")
         if len(set(numbers)) < len(numbers):
             raise UsageError("classes: two classes have the same value")
+        for name, code in zip(names, numbers, strict=True):
+            if not 0 <= code <= MAX_VALUE:
+                raise UsageError(
+                    f"classes: {name} has the value {code}; the values of a label map are 0 to {MAX_VALUE:,}"
+                )
         if not classes:
             return None
         if 0 not in numbers:
             names, codes = (BACKGROUND, *names), (0, *codes)
         if len(set(names)) < len(names):
             raise UsageError(f"classes: {BACKGROUND!r} stands for value 0; give it that, or name the class otherwise")
+        if len(names) > MAX_CLASSES:
+            raise UsageError(f"classes: {len(names)} with the background; at most {MAX_CLASSES}")
         return MaskSchema(kind, names, codes)
     if not classes:
         raise UsageError("classes: multilabel masks need {NAME: COLUMN, ...} or {NAME: BIT, ...} (1, 2, 4, ...)")
@@ -226,6 +233,10 @@ def build_mask_schema(kind: Kind, classes: Mapping[str, int | str]) -> MaskSchem
         raise UsageError(f"classes: the bits of classes are 1, 2, 4, ..., {2 ** (MAX_BITS - 1)}")
     if len(set(codes)) < len(codes):
         raise UsageError("classes: two classes have the same bit or column")
+    if len(codes) > MAX_BITS:
+        raise UsageError(
+            f"classes: {len(codes)} that may overlap; at most {MAX_BITS}, since a predicted mask has a bit for each"
+        )
     return MaskSchema(kind, names, codes)
 
 
@@ -246,13 +257,16 @@ def find_mask_schema(manifest: Manifest) -> MaskSchema:
         for values in prefetch(load, range(len(rows)), None):
             counts.update(values)
             progress.advance()
-            if len(counts) > MAX_CLASSES:
+            if len({0, *counts}) > MAX_CLASSES:
                 raise UsageError(
                     f"the masks have more than {MAX_CLASSES} values; they are no label maps (images, depth?)"
                 )
     codes = tuple(sorted({0, *counts}))
-    if codes[0] < 0:
-        raise UsageError(f"the masks have negative values ({codes[0]}); name the classes with the setting classes")
+    if codes[0] < 0 or codes[-1] > MAX_VALUE:
+        raise UsageError(
+            f"the masks have values from {codes[0]} to {codes[-1]}; the values of a label map are 0 to {MAX_VALUE:,}; "
+            "number the classes anew"
+        )
     if len(codes) < 2:
         raise UsageError("every mask is 0 everywhere; there is nothing to learn")
     return MaskSchema("multiclass", tuple(BACKGROUND if code == 0 else str(code) for code in codes), codes)

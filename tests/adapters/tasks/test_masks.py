@@ -110,6 +110,14 @@ def test_the_values_of_label_maps_are_found(shapes: Manifest) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [-1, 65_536])
+def test_values_that_no_label_map_holds_are_refused_before_the_training(tmp_path: Path, value: int) -> None:
+    np.save(tmp_path / "m.npy", np.array([[[0], [value]]], np.int32))
+    table = pa.table({"image": ["a.png"], "sha256": ["a"], "mask": ["m.npy"]})
+    with pytest.raises(UsageError, match=rf"values from .*{value}.*; the values of a label map are 0 to 65,535"):
+        find_mask_schema(Manifest(table, tmp_path))
+
+
 def test_labels_that_overlap_from_columns_and_from_bits_are_the_same(
     shapes: Manifest, tiny_backbone: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +153,10 @@ def test_values_that_no_class_has_are_listed(shapes: Manifest, tiny_backbone: Pa
         ("binary", {"a": 1, "b": 2}, "have one class"),
         ("multiclass", {"a": "column"}, "is a number"),
         ("multiclass", {"a": 1, "b": 1}, "same value"),
+        ("multiclass", {"a": -1}, "a has the value -1; the values of a label map are 0 to 65,535"),
+        ("multiclass", {"a": 1, "b": 65_536}, "b has the value 65536"),
+        ("multiclass", {f"c{i}": i for i in range(1, 257)}, "257 with the background; at most 256"),
+        ("multilabel", {f"c{i}": f"c{i}" for i in range(17)}, "17 that may overlap; at most 16"),
         ("multilabel", {}, "need"),
         ("multilabel", {"a": 3}, "1, 2, 4"),
         ("multilabel", {"a": 1, "b": "x"}, "not both"),
