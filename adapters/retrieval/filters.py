@@ -20,6 +20,7 @@ from dinomed.log import logger
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 _FORM = re.compile(r"\s*([^=<>!]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 
@@ -53,6 +54,12 @@ class Condition:
         bound, numbers = _number(self.value), [None if cell is None else _number(cell) for cell in cells]
         if bound is None:
             raise UsageError(f"`where={self}`: {self.value!r} is no number")
+        comma = next((cell for cell in cells if cell is not None and _COMMA.fullmatch(cell)), None)
+        if comma is not None:  # beside whole numbers, such cells would be left out without a word
+            raise UsageError(
+                f"`where={self}`: column {self.column!r} holds {comma!r}; write its numbers with a point, and scan "
+                "again"
+            )
         if not any(number is not None for number in numbers):
             raise UsageError(f"`where={self}`: column {self.column!r} holds no numbers")
         compare = _COMPARISONS[self.sign]

@@ -22,6 +22,7 @@ def manifest() -> Manifest:
             "group": ["p1", "p1", "p2", None, None, "p3"],
             "sex": ["male", "female", "male", None, "female", "male"],
             "age": ["50", "9", "70.5", None, "nan", "old"],
+            "mm": ["3", "4,5", "6", None, "7", "8"],
         },
         Path("."),
     )  # fmt: skip
@@ -50,6 +51,7 @@ def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> No
         (["sex=m", ], "known: female, male"),
         (["age>old"], "'old' is no number"),
         (["sex>1"], "holds no numbers"),
+        (["mm>4"], "column 'mm' holds '4,5'; write its numbers with a point"),
         (["sex"], "expected COLUMN=VALUE"),
         (["=male"], "expected COLUMN=VALUE"),
         (["sex="], "expected COLUMN=VALUE"),
