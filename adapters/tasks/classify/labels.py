@@ -17,6 +17,7 @@ from dinomed.errors import UsageError
 from dinomed.log import logger
 
 _NO_LABELS = ("image", "sha256", "group", "mask", "split")
+_SEPARATORS = "|;,"
 _TRUE, _FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
@@ -71,7 +72,9 @@ class LabelColumns:
             UsageError: there is only one class, or every label has only one value.
         """
         if not self.multilabel:
-            return train_classes(train, self.columns[0])
+            classes = train_classes(train, self.columns[0])
+            _warn_joined(classes)
+            return classes
         if self.separator is None:
             names, table = list(self.columns), self._cells(train)
             unknown = [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]
@@ -157,6 +160,20 @@ def prevalence(targets: np.ndarray, names: Sequence[str]) -> dict[str, int]:
     if targets.ndim == 2:
         return {name: int(np.nansum(targets[:, i])) for i, name in enumerate(names)}
     return {name: int((targets == i).sum()) for i, name in enumerate(names)}
+
+
+def _warn_joined(classes: Sequence[str]) -> None:
+    """Warn about a class such as ``a|b`` if ``a`` or ``b`` is a class too: such cells may hold several labels."""
+    known = set(classes)
+    for separator in _SEPARATORS:
+        for name in (name for name in classes if separator in name):
+            part = next((part for each in name.split(separator) if (part := each.strip()) in known), None)
+            if part is not None:
+                logger.warning(
+                    f"class {name!r} is treated as a class of its own, but may be several labels, since {part!r} is a "
+                    f"class too; `separator={separator!r}` takes them as labels that occur together"
+                )
+                return
 
 
 def _list_columns(manifest: Manifest) -> str:

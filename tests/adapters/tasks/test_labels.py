@@ -74,6 +74,15 @@ def test_a_separator_that_no_cell_contains_is_a_warning(capsys: pytest.CaptureFi
     assert "no cell" not in capsys.readouterr().err
 
 
+def test_classes_that_may_be_several_labels_are_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = LabelColumns(("f",))
+    assert columns.names(table(f=["oedema", "effusion | oedema", "none"])) == ["effusion | oedema", "none", "oedema"]
+    assert "class 'effusion | oedema' is treated as a class of its own, but may be" in capsys.readouterr().err
+    columns.names(table(f=["nevus, benign", "nevus, atypical", "melanoma"]))  # a comma in a name separates nothing
+    columns.names(table(f=["a|b", "|", "c"]))
+    assert capsys.readouterr().err == ""
+
+
 def test_one_column_without_a_separator_is_a_class() -> None:
     columns = LabelColumns(("label",))
     rows = columns.usable(table(label=["x", "y", None, "x"]))
