@@ -129,7 +129,13 @@ def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation
     architecture = initialisation.vit.config.model_dump(exclude={"drop_path", "in_channels"})
     backbone = config.backbone.model_dump() | architecture
     if config.start.resize_positions:
-        backbone["image_size"] = config.crops.global_size
+        size, patch = config.crops.global_size, initialisation.vit.config.patch_size
+        if size % patch:
+            raise UsageError(
+                f"crops.global_size {size} is not divisible by the patch size {patch} of {config.start.weights}; set "
+                f"it to {size // patch * patch}, or use the recipe of the first run and `phase=highres`: its sizes fit"
+            )
+        backbone["image_size"] = size
     data = config.model_dump() | {"backbone": backbone}
     preprocessing = initialisation.preprocessing
     if preprocessing.channels == config.backbone.in_channels:

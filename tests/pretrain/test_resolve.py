@@ -10,8 +10,14 @@ import pytest
 from PIL import Image
 
 from dinomed.apps.cli import main
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import load_config, to_yaml
+from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig, load_pretrain_config
+from dinomed.pretrain.model.initialisation import Initialisation
+from dinomed.pretrain.resolve import fit_to_initialisation
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -81,3 +87,10 @@ def test_local_views_follow_the_size_of_the_high_resolution_phase() -> None:
     for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
         crops = load_pretrain_config(recipe, ["start.weights=a", *settings], "highres").crops
         assert (crops.global_size, crops.local_size) == sizes
+
+
+def test_a_size_that_does_not_fit_the_patches_of_the_weights_is_named() -> None:
+    config = load_pretrain_config(Path("configs/pretrain/highres.yaml"), ["start.weights=w"])  # for patches of 14 px
+    vit = VisionTransformer(ViTConfig(patch_size=8, image_size=48, embed_dim=16, depth=1, num_heads=2))
+    with pytest.raises(UsageError, match=r"518 is not divisible by the patch size 8 of w; set it to 512, or .*highres"):
+        fit_to_initialisation(config, Initialisation(vit, Preprocessing(), {}))
