@@ -149,6 +149,7 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
     """Decode `image` to uint8 ``(H, W, channels)``, 3 for RGB or 1 for luma (Rec. 601), without EXIF orientation.
 
     Raises:
+        DinomedError: a picture is hidden, because all of it is transparent.
         UsageError: the channels are no colours (`SEPARATE_CHANNELS`), and one is wanted.
     """
     if is_wide(image):
@@ -158,6 +159,7 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
             "its three channels are windows or neighbouring slices, which a backbone that takes 1 channel would mix; "
             "write slices of one window, or use a backbone that takes 3"
         )
+    _refuse_hidden(image)
     pixels = np.asarray(flatten(image).convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -201,6 +203,15 @@ def samples(image: Image.Image) -> np.ndarray:
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         return np.uint16(65535) - values if image.mode[0] == "I" else values  # Pillow inverts 8-bit files only
     return values
+
+
+def _refuse_hidden(image: Image.Image) -> None:
+    """Raise if the alpha channel is 0 everywhere and the colours are not alike, as some renderers write images."""
+    if not image.has_transparency_data:
+        return
+    layer = image.convert("RGBA")
+    if layer.getchannel("A").getextrema() == (0, 0) and layer.convert("RGB").getcolors(1) is None:
+        raise DinomedError("transparent everywhere, so it would be black; save it without its transparency")
 
 
 def flatten(image: Image.Image) -> Image.Image:

@@ -101,6 +101,18 @@ def test_damaged_exif_does_not_cost_the_image(tmp_path: Path) -> None:
         assert read_image(tmp_path / str(i)).shape == (24, 40, 3)
 
 
+def test_a_picture_that_is_transparent_everywhere_is_not_read_as_black(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    for channels in (1, 3):
+        with pytest.raises(UnreadableImage, match="transparent everywhere"):
+            read_image(tmp_path / "a.png", channels=channels)
+    pixels[..., :3] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert not read_image(tmp_path / "a.png").any()
+
+
 def test_transparency_is_laid_over_black(tmp_path: Path) -> None:
     pixels = np.full((8, 8, 4), 200, np.uint8)
     pixels[:4, :, 3], pixels[4:, :, 3] = 0, 255
