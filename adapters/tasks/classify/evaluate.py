@@ -30,14 +30,15 @@ def evaluate_classifier(
         unit: image, or group for one prediction for all images of a group; None for the unit of the fit.
 
     Raises:
-        UsageError: `unit` is group and there are no groups, or images of a group have different labels; or `unit` is
-            image and the adapter was fitted on groups.
+        UsageError: `unit` is group and there are no groups, or images of a group have different labels; `unit` is
+            image and the adapter was fitted on groups; or no image has a class of the adapter.
     """
     answer = predictor.answer
     unit = unit or answer.unit
     if answer.unit == "group" and unit == "image":
         raise UsageError("this adapter predicts groups (unit: group); it cannot be evaluated on single images")
     columns = LabelColumns(answer.columns, answer.separator)
+    columns.check_known(manifest, predictor.classes, split)
     groups = None
     rows: ClassRows | None = None
     if unit == "image":

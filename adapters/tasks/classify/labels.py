@@ -98,6 +98,21 @@ class LabelColumns:
             logger.warning(f"in train {_list_labels(flat)} has one value only: only its frequency is learned")
         return names
 
+    def check_known(self, manifest: Manifest, names: Sequence[str], split: str) -> None:
+        """Raise a `UsageError` if rows have classes or labels, but none of them is among `names`, those of an adapter.
+
+        Args:
+            manifest: rows with labels.
+            names: classes or labels of the adapter.
+            split: name of the split, for the message.
+        """
+        here = {name for row in self.labels_of_rows(manifest) for name in row}
+        if here and not here & set(names):
+            raise UsageError(
+                f"no image of split {split!r} has a class of the adapter, which are {_list_few(names)}; column "
+                f"{self.title!r} has {_list_few(sorted(here))}: give images with its classes, or spell them as it does"
+            )
+
     def read_targets(self, manifest: Manifest, names: Sequence[str], split: str) -> tuple[np.ndarray, list[str]]:
         """Read the labels of a split.
 
@@ -179,6 +194,10 @@ def _warn_joined(classes: Sequence[str]) -> None:
 def _list_columns(manifest: Manifest) -> str:
     hidden = set(KNOWN) - {"label"}
     return ", ".join(name for name in manifest.columns if name not in hidden and manifest.has(name)) or "none"
+
+
+def _list_few(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def _list_labels(names: Sequence[str]) -> str:

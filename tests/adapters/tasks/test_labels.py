@@ -38,6 +38,16 @@ def test_a_label_that_is_not_in_train_gets_a_column_at_the_end(capsys: pytest.Ca
     assert "no image of label 'b'" in errors
 
 
+def test_labels_of_which_an_adapter_knows_none_are_refused() -> None:
+    single, several = LabelColumns(("f",)), LabelColumns(("f",), "|")
+    for columns, cells in ((single, ["Nevus", "Melanoma"]), (several, ["Nevus|Melanoma", "Nevus"])):
+        rows = table(f=cells)
+        columns.check_known(rows, ["Nevus", "x"], "test")
+        with pytest.raises(UsageError, match=r"no image of split 'test' .* 'nevus', 'x'; .* 'Melanoma', 'Nevus'"):
+            columns.check_known(rows, ["nevus", "x"], "test")
+    LabelColumns(("a", "b")).check_known(table(a=["0"], b=["0"]), ["a", "b"], "test")  # no label is present
+
+
 def test_empty_cells_in_columns_of_0_and_1_are_unknown_labels() -> None:
     manifest = table(a=["1", "0.0", None, "true"], b=["0", None, None, "1.0"])
     columns = LabelColumns(("a", "b"))
