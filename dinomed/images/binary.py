@@ -34,8 +34,8 @@ def refuse_hidden_shape(image: Image.Image, values: np.ndarray) -> None:
     """Raise a `DinomedError` if `values` (H, W) are all 0, but the transparency of their image has a shape."""
     if values.any() or not image.has_transparency_data:
         return
-    low, high = image.convert("RGBA").getchannel("A").getextrema()
-    if low < high:
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    if alpha.min() < alpha.max():
         raise DinomedError(
             "black on a transparent ground: the shape is only in the transparency, which is not read; write it in gray "
             "values, 255 in the mask and 0 outside"
