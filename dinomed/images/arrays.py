@@ -13,11 +13,12 @@ import numpy as np
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.bounds.tiff_samples import MAX_BYTES, open_tiff_page, read_tiff_samples
-from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, first_bytes, open_regular, refusing
+from dinomed.images.decode import FORMATS, MAX_PIXELS, Header, first_bytes, open_regular, refusing, upright
 
 MAX_CHANNELS = 512
 """Largest number of channels; hyperspectral cameras have some hundreds."""
 NPY_MAGIC = b"\x93NUMPY"
+_ORIENTATION = 274  # a tag of TIFF
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -38,25 +39,37 @@ def read_array_header(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
             with open(path, "rb", opener=open_regular) as file:
                 return _header("NPY", *_npy_layout(file, max_pixels))
         with open_tiff_page(path) as page:
-            return _header(FORMATS[2], *_bands_layout(page, max_pixels))
+            return _header(FORMATS[2], *_bands_layout(page, max_pixels), _orientation(page))
 
 
 def read_array(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[Header, np.ndarray]:
-    """Return the header and the samples ``(H, W, channels)`` as stored; its mode is such as ``uint16 x 5``.
+    """Return the header and the samples ``(H, W, channels)``, upright; its mode is such as ``uint16 x 5``.
 
     Raises:
         UnreadableImage: missing, damaged, pickled, of another shape or type, or too large (checked in the header).
     """
     with refusing(path):
-        npy = first_bytes(path, 6) == NPY_MAGIC
-        values = _read_npy(path, max_pixels) if npy else _read_bands(path, max_pixels)
-    return _header("NPY" if npy else FORMATS[2], values.shape, values.dtype), values
+        if first_bytes(path, 6) == NPY_MAGIC:
+            values = _read_npy(path, max_pixels)
+            return _header("NPY", values.shape, values.dtype), values
+        values, orientation = _read_bands(path, max_pixels)
+        header = _header(FORMATS[2], values.shape, values.dtype, orientation)
+        return header, np.ascontiguousarray(upright(values, orientation))
 
 
-def _header(kind: str, shape: tuple[int, ...], dtype: np.dtype) -> Header:
+def _header(kind: str, shape: tuple[int, ...], dtype: np.dtype, orientation: int = 1) -> Header:
+    """Return the header of stored samples of a shape (H, W, channels)."""
     height, width, channels = shape
+    if orientation in (5, 6, 7, 8):
+        height, width = width, height
     mode = f"{dtype.name} x {channels}"
-    return Header(width, height, mode, kind, 1, channels=channels, bits=8 * dtype.itemsize)
+    return Header(width, height, mode, kind, 1, orientation, channels=channels, bits=8 * dtype.itemsize)
+
+
+def _orientation(page: Any) -> int:
+    """Return the orientation of a TIFF page; 1 if it has none or an invalid one."""
+    tag = page.tags.get(_ORIENTATION)
+    return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 
 
 def _npy_layout(file: BinaryIO, max_pixels: int) -> tuple[tuple[int, ...], np.dtype]:
@@ -98,10 +111,11 @@ def _bands_layout(page: Any, max_pixels: int) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype
 
 
-def _read_bands(path: str | Path, max_pixels: int) -> np.ndarray:
+def _read_bands(path: str | Path, max_pixels: int) -> tuple[np.ndarray, int]:
+    """Return the samples as stored, and their orientation."""
     with open_tiff_page(path) as page:
         _bands_layout(page, max_pixels)
-        return np.ascontiguousarray(read_tiff_samples(page))
+        return read_tiff_samples(page), _orientation(page)
 
 
 def _check(shape: tuple[int, ...], dtype: np.dtype, max_pixels: int) -> None:

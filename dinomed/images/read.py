@@ -8,7 +8,16 @@ from PIL import Image
 from dinomed.errors import DinomedError
 from dinomed.images.arrays import is_array, read_array, read_array_header
 from dinomed.images.binary import to_mask
-from dinomed.images.decode import MAX_PIXELS, Header, UnreadableImage, header_of, open_image, reads_file, upright_of
+from dinomed.images.decode import (
+    MAX_PIXELS,
+    Header,
+    UnreadableImage,
+    header_of,
+    open_image,
+    reads_file,
+    upright,
+    upright_of,
+)
 from dinomed.images.deep import read_deep_colour
 from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
@@ -122,9 +131,10 @@ def read_image_and_header(
             if at_least is not None:
                 _reduce(image, at_least)
             return header, upright_of(image, to_channels(image, channels))
-        deep = not intensity.is_plain and header.channels == 3 and header.bits > 8
-        values = read_deep_colour(path, image) if deep else to_samples(image, channels)
-        return header, upright_of(image, _finish(path, values, channels, intensity))
+        if not intensity.is_plain and header.channels == 3 and header.bits > 8:
+            pixels = _finish(path, read_deep_colour(path, image), channels, intensity)
+            return header, np.ascontiguousarray(upright(pixels, header.orientation))  # Pillow turns only its own TIFF
+        return header, upright_of(image, _finish(path, to_samples(image, channels), channels, intensity))
 
 
 @reads_file

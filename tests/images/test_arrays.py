@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dinomed.errors import DinomedError
+from dinomed.images.decode import upright
 from dinomed.images.intensity import to_range
 from dinomed.images.read import IntensityConfig, UnreadableImage, read_header, read_image, read_whole
 
@@ -148,3 +149,16 @@ def test_hostile_arrays_are_refused_in_one_line(five: np.ndarray, tmp_path: Path
 def test_impossible_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         IntensityConfig(**wrong)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiff_files_that_pillow_does_not_read_are_turned_too(tmp_path: Path, orientation: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 65535, (5, 7, 5)).astype(np.uint16)
+    path, tags = tmp_path / "a.tif", [(274, "H", 1, orientation, True)]
+    for channels, kind in ((3, "rgb"), (5, "minisblack")):
+        samples = stored[..., :channels]
+        tifffile.imwrite(path, samples, photometric=kind, planarconfig="contig", extratags=tags)
+        image = read_image(path, channels=channels, intensity=IntensityConfig(bits=16, window=(0, 65535)))
+        assert image == pytest.approx(upright(samples, orientation) / 65535, abs=1e-6), kind
+        header = read_header(path)
+        assert (header.height, header.width, header.orientation) == (*image.shape[:2], orientation)
