@@ -19,6 +19,7 @@ from dinomed.config import to_yaml
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.distributed.parallel import precision_policy
+from dinomed.pretrain.losses.targets import sinkhorn_knopp
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -79,6 +80,11 @@ def test_every_collective_operation(tmp_path: Path) -> None:
         assert results["main"] == 0
         assert results["error"] == "only rank 0 was asked"
         assert results["size"] == 2
+    first, second = (results["targets"] for results in both)
+    wanted = sinkhorn_knopp(torch.tensor(first["logits"]), first["temperature"])
+    for share in ("uneven", "one"):  # rows on both ranks, and on one rank only
+        actual = torch.tensor([*first[share], *second[share]])
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.fixture
@@ -108,6 +114,26 @@ def test_two_processes_train_as_one(
     done = run(2, settings(tiny, **changes), pictures, tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert_same_run(single_run, tmp_path / "two")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+def test_two_processes_distil_a_backbone_of_another_library_as_one(
+    tiny: Tiny, pictures: Path, tmp_path: Path, parallel: str
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    clip = transformers.CLIPVisionConfig(**shape, image_size=32, patch_size=8)
+    transformers.CLIPVisionModel(clip).save_pretrained(tmp_path / "clip")
+    config = tiny(distill={"method": "features"}, run={"steps": 2, "parallel": parallel})
+    pretrain(config, pictures, tmp_path / "one", device="cpu", teacher=tmp_path / "clip")
+    (tmp_path / "two.yaml").write_text(to_yaml(config))
+    command = [sys.executable, "-m", "dinomed.apps.cli", "distill", str(tmp_path / "two.yaml"), "--data", str(pictures)]
+    command += ["--teacher", str(tmp_path / "clip"), "-o", str(tmp_path / "two"), "--device", "cpu", "--nproc", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = (log(tmp_path / name)[0]["loss"] for name in ("one", "two"))
+    assert first == pytest.approx(second, rel=1e-5)  # float32 sums in another order
 
 
 @pytest.mark.long

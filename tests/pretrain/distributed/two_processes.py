@@ -9,6 +9,7 @@ import torch
 from dinomed.distributed import gather_objects, gather_rows, max_over_ranks, on_main, process_group, rank, world_size
 from dinomed.errors import UsageError
 from dinomed.pretrain.distributed.parallel import average_gradients
+from dinomed.pretrain.losses.targets import sinkhorn_knopp
 
 
 def operations() -> dict[str, object]:
@@ -46,7 +47,16 @@ def operations() -> dict[str, object]:
     }
 
 
+def targets(temperature: float = 0.005) -> dict[str, object]:
+    """Compute the targets of this rank's share of rows whose logits have different levels, under autocast."""
+    logits = torch.linspace(-0.9, 0.9, 7)[:, None] + 0.1 * torch.rand(7, 12, generator=torch.Generator().manual_seed(0))
+    shares = {"uneven": logits.split([2, 5]), "one": (logits[:0], logits)}
+    with torch.autocast("cpu", torch.bfloat16):
+        of_rank = {name: sinkhorn_knopp(parts[rank()].clone(), temperature).tolist() for name, parts in shares.items()}
+    return {"logits": logits.tolist(), "temperature": temperature, **of_rank}
+
+
 if __name__ == "__main__":
     with process_group(torch.device("cpu"), timeout_s=60):
-        results = operations()
+        results = {**operations(), "targets": targets()}
         Path(sys.argv[1], f"{rank()}.json").write_text(json.dumps(results))
