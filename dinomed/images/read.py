@@ -13,6 +13,7 @@ from dinomed.images.decode import (
     Header,
     UnreadableImage,
     header_of,
+    is_of_data_worker,
     open_image,
     reads_file,
     upright,
@@ -130,7 +131,12 @@ def read_image_and_header(
         if intensity.is_plain and channels in (1, 3):
             if at_least is not None:
                 _reduce(image, at_least)
-            return header, upright_of(image, to_channels(image, channels))
+            pixels = to_channels(image, channels)
+            if header.channels == 3 and header.bits > 8 and pixels.max() < 64:  # Pillow keeps the upper 8 of 16 bits
+                scaled = _scale_colour(path, image, channels)
+                if scaled is not None:
+                    return header, np.ascontiguousarray(upright(scaled, header.orientation))
+            return header, upright_of(image, pixels)
         if not intensity.is_plain and header.channels == 3 and header.bits > 8:
             pixels = _finish(path, read_deep_colour(path, image), channels, intensity)
             return header, np.ascontiguousarray(upright(pixels, header.orientation))  # Pillow turns only its own TIFF
@@ -191,6 +197,19 @@ def _reduce(image: Image.Image, at_least: int) -> None:
         if (width // scale) * (height // scale) >= at_least:
             image.draft(None, (width // scale, height // scale))
             return
+
+
+def _scale_colour(path: str | Path, image: Image.Image, channels: int) -> np.ndarray | None:
+    """Read 16-bit colour of which at most 14 bits are used, as uint8, without its orientation.
+
+    The range is that of `scale_to_uint8`, as of gray images. None if only Pillow can decode the file.
+    """
+    try:
+        return match_channels(to_range(read_deep_colour(path, image), PLAIN), channels)
+    except Exception as error:  # decoders raise errors of many types; Pillow has decoded the file already
+        if is_of_data_worker(error):
+            raise
+        return None
 
 
 def _finish(path: str | Path, values: np.ndarray, channels: int, intensity: IntensityConfig) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from dinomed.images.read import (
@@ -147,6 +148,20 @@ def test_sixteen_bit_tiff_where_white_is_zero(tmp_path: Path) -> None:
     image = read_image(tmp_path / "ramp", channels=1)
     assert image[0, 0, 0] == 255
     assert image[0, -1, 0] == 0
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_colour_of_fewer_bits_in_a_file_of_sixteen_is_not_dark(tmp_path: Path, bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 256).astype(np.uint16)[None].repeat(4, axis=0)
+    stored = np.dstack([ramp, ramp[:, ::-1], ramp // 2])
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in stored)
+    (tmp_path / "a.png").write_bytes(png(256, 4, rows, depth=16, kind=2))
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="rgb", extratags=[(274, "H", 1, 3, True)])
+    expected = stored / (2**bits - 1) * 255
+    for name, image in (("a.png", expected), ("a.tif", expected[::-1, ::-1])):
+        assert np.abs(read_image(tmp_path / name) - image).max() <= 1, name
+        luma = image @ [0.299, 0.587, 0.114]
+        assert np.abs(read_image(tmp_path / name, channels=1)[..., 0] - luma).max() <= 1.5, name
 
 
 def test_sixteen_bit_colour_keeps_its_upper_bits(tmp_path: Path) -> None:
