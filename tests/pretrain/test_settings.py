@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from dinomed.errors import UsageError
+from dinomed.layers import packed_attention
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.stream import Collate, RawBatch, Sample
 from dinomed.pretrain.model.config import ProjectionHeadConfig
@@ -84,6 +85,22 @@ def test_compiled_blocks_give_the_same_gradients(tiny: Tiny) -> None:
     actual = gradients(tiny(**changes, run={"compile": True}))
     # float32, fused and in another order
     assert_close({name.replace("_orig_mod.", ""): g for name, g in actual.items()}, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_block_is_one_graph(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """It broke at the choice of the kernel of attention: 9 to 13 graphs a block, until the limit of recompilations."""
+    compile_module = torch.nn.Module.compile
+
+    def compile_whole(module: torch.nn.Module) -> None:
+        compile_module(module, backend="eager", fullgraph=True)  # an error at a break of the graph
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_whole)
+    packed_attention._choose_kernel.cache_clear()
+    config = tiny(run={"compile": True, "precision": precision})
+    train_step = TrainStep(config, CPU)
+    for step in (2, 3):
+        assert train_step.run(batch(config), step).finite
 
 
 def test_koleo_of_both_views_or_of_the_first(tiny: Tiny) -> None:

@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.parametrizations import weight_norm
 
 from dinomed.pretrain.losses.cross_entropy import cross_entropy, dino_loss, ibot_loss
+from dinomed.pretrain.losses.gram import gram_loss
 from dinomed.pretrain.losses.koleo import koleo_loss
 from dinomed.pretrain.losses.targets import Center, sinkhorn_knopp
 from dinomed.pretrain.model.config import ProjectionHeadConfig
@@ -186,3 +187,16 @@ def test_the_cross_entropies_stay_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         under_autocast = dino_loss(student, targets), ibot_loss(patches, patch_targets, weights, 4)
     assert under_autocast == expected  # to the bit: autocast would round scores and targets to 8 bits
+
+
+def test_koleo_and_gram_stay_float32_under_autocast() -> None:
+    tokens, earlier = 1 + 0.05 * rows(64, 16).float(), 1 + 0.05 * rows(32, 16, seed=1).float()
+    patches, anchors = rows(3, 9, 16).float(), rows(3, 9, 16, seed=1).float()
+
+    def losses() -> tuple[torch.Tensor, ...]:
+        return koleo_loss(tokens), koleo_loss(tokens, earlier), gram_loss(patches, anchors)
+
+    expected = losses()
+    with torch.autocast("cpu", torch.bfloat16):
+        # to the bit: in half precision tokens that lie close together get the wrong neighbours
+        assert losses() == expected
