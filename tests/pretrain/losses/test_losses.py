@@ -53,8 +53,9 @@ def test_sinkhorn_works_without_a_process_group_and_without_rows() -> None:
 
 def test_sinkhorn_stays_float32_under_autocast() -> None:
     scores = torch.tanh(rows(6, 8)).float()
+    expected = sinkhorn_knopp(scores, 0.04)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(sinkhorn_knopp(scores, 0.04), sinkhorn_knopp(scores.clone(), 0.04))
+        assert torch.equal(sinkhorn_knopp(scores, 0.04), expected)
         assert sinkhorn_knopp(scores.bfloat16(), 0.04).dtype == torch.float32
 
 
