@@ -5,11 +5,15 @@ from html import escape
 
 import numpy as np
 
+from dinomed.html.drawing import EDGE, PALETTE, SOFT, Drawing
 from dinomed.html.page import scrolling_table
 from dinomed.html.plots import COLORS
 
 Points = Sequence[tuple[float, float]]
+Band = tuple[float, float, float]
+"""A value with the lower and upper end of its band."""
 MAX_POINTS = 160  # of a line; more are not visible and make the page large
+LEGEND_LINE = 18  # px
 _LEFT, _TOP, _SIDE, _BOTTOM = 40, 10, 230, 34  # px
 
 
@@ -51,22 +55,51 @@ def square(
 
 
 def bands(
-    lines: Mapping[str, Sequence[tuple[float, float, float]]],
+    lines: Mapping[str, Sequence[Band]],
     ticks: Sequence[str],
     caption: str,
     axes: tuple[str, str],
     marks: Mapping[str, float] | None = None,
 ) -> str:
-    """Return a plot of lines with bands: for each line one (value, low, high) for each of `ticks`.
+    """Return a plot of lines with bands (`draw_bands`) for a page, a legend below it; empty without a finite value."""
+    drawing = draw_bands(lines, ticks, caption, axes, marks)
+    if drawing is None:
+        return ""
+    keys = "".join(
+        f'<span class="key"><b style="color:var(--c{number % COLORS})">–</b> {escape(name)}</span> '
+        for number, name in enumerate(lines)
+    )
+    return (
+        f'<figure class="wide" style="width:{drawing.width:g}px">{drawing.to_svg(themed=True)}'
+        f"<figcaption>{escape(drawing.label)}<br>{keys}</figcaption></figure>"
+    )
+
+
+def draw_bands(
+    lines: Mapping[str, Sequence[Band]],
+    ticks: Sequence[str],
+    caption: str,
+    axes: tuple[str, str],
+    marks: Mapping[str, float] | None = None,
+    *,
+    legend: bool = False,
+) -> Drawing | None:
+    """Draw lines with bands: for each line one (value, low, high) for each of `ticks`; None without a finite value.
 
     Args:
+        lines: name -> bands; a band that is not finite is left out.
+        ticks: texts of the horizontal axis.
+        caption: what the values were measured on, after the name of the vertical axis.
+        axes: names of the horizontal and the vertical axis.
         marks: name -> value of dashed horizontal lines, such as chance.
+        legend: write the vertical axis and the names of the lines into the drawing, for a file without a page.
     """
-    width, height, left, bottom, top = 420, 230, 46, 36, 10
-    values = [v for rows in lines.values() for row in rows for v in row if np.isfinite(v)]
-    if not values:
-        return ""
+    width, left, bottom, top = 420, 46, 36, 28 if legend else 10
+    height = top + 184 + bottom
     marks = marks or {}
+    values = [value for rows in lines.values() for row in rows for value in row if np.isfinite(value)]
+    if not values:
+        return None
     values += marks.values()
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.05
@@ -76,31 +109,34 @@ def bands(
     def place(index: int, value: float) -> tuple[float, float]:
         return left + 8 + index * step, top + (high - value) / (high - low) * (height - top - bottom)
 
-    shapes, keys = "", ""
-    for number, (name, rows) in enumerate(lines.items()):
-        color = f"var(--c{number % COLORS})"
-        known = [(i, row) for i, row in enumerate(rows) if np.isfinite(row).all()]
-        upper = [place(i, row[2]) for i, row in known]
-        lower = [place(i, row[1]) for i, row in reversed(known)]
-        area = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*upper, *lower))
-        line = [place(i, row[0]) for i, row in known]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
-        shapes += f'<polygon points="{area}" fill="{color}" fill-opacity="0.15"/>'
-        shapes += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>'
-        shapes += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in line)
-        keys += f'<span class="key"><b style="color:{color}">–</b> {escape(name)}</span> '
-    for name, value in marks.items():
-        y = place(0, value)[1]
-        shapes += f'<line x1="{left}" x2="{width - 4}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)" '
-        shapes += 'stroke-dasharray="3 3"/>'
-        shapes += f'<text x="{width - 6}" y="{y - 4:.1f}" text-anchor="end">{escape(name)}: {value:.2f}</text>'
-    for index, tick in enumerate(ticks):
-        shapes += f'<text x="{place(index, low)[0]:.1f}" y="{height - 20}" text-anchor="middle">{escape(tick)}</text>'
+    drawing = Drawing(width, height + (LEGEND_LINE * len(lines) + 6 if legend else 0), f"{axes[1]}: {caption}")
     for value in np.linspace(low + margin, high - margin, 4):
         y = place(0, value)[1]
-        shapes += f'<text x="{left - 4}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>'
-    shapes += f'<text x="{(left + width) / 2}" y="{height - 5}" text-anchor="middle">{escape(axes[0])}</text>'
-    return _figure(shapes, width, height, f"{axes[1]}: {caption}", keys)
+        drawing.line([(left, y), (width - 4, y)], EDGE, 0.7)
+        drawing.text((left - 4, y + 4), f"{value:.2f}", size=11, color=SOFT, anchor="end")
+    for number, rows in enumerate(lines.values()):
+        color = PALETTE[number % COLORS]
+        known = [(index, row) for index, row in enumerate(rows) if np.isfinite(row).all()]
+        middle = [place(index, row[0]) for index, row in known]
+        upper, lower = [place(index, row[2]) for index, row in known], [place(index, row[1]) for index, row in known]
+        drawing.area([*upper, *reversed(lower)], color)
+        drawing.line(middle, color, 1.8)
+        for point in middle:
+            drawing.dot(point, 2.6, color)
+    for name, value in marks.items():
+        y = place(0, value)[1]
+        drawing.line([(left, y), (width - 4, y)], SOFT, 1, dashed=True)
+        drawing.text((width - 6, y - 4), f"{name}: {value:.2f}", size=11, color=SOFT, anchor="end")
+    for index, tick in enumerate(ticks):
+        drawing.text((place(index, low)[0], height - 20), tick, size=11, color=SOFT, anchor="middle")
+    drawing.text(((left + width) / 2, height - 5), axes[0], size=11, color=SOFT, anchor="middle")
+    if legend:
+        drawing.text((left, 14), drawing.label, size=12, bold=True)
+        for number, name in enumerate(lines):
+            y = height + LEGEND_LINE * (number + 0.6)
+            drawing.line([(left, y), (left + 18, y)], PALETTE[number % COLORS], 2.4)
+            drawing.text((left + 26, y + 4), name, size=12)
+    return drawing
 
 
 def matrix(

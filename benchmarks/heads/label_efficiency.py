@@ -23,9 +23,10 @@ source. Those of val and test are reported a second time by themselves.
 HAM10000 holds images of one device that only took follow-up pictures in Vienna (``dx_type=follow_up``); they stand for
 another source where no other masks are at hand. ``dinomed scan --keep dx_type`` keeps the column.
 
-One JSON line is written for each finished run, to ``results.jsonl`` in the output folder, and ``results.md`` and
-``index.html`` are written again from it. The same command continues after an interruption. The order is: number of
-images (as in ``--counts``), length, draw, head. Each run ends by itself, so ``--minutes`` only stops before the next.
+One JSON line is written for each finished run, to ``results.jsonl`` in the output folder, and ``results.md``,
+``index.html`` and the curves (``DATA_TASK_LENGTH_SOURCE.svg``) are written again from it. The same command continues
+after an interruption. The order is: number of images (as in ``--counts``), length, draw, head. Each run ends by itself,
+so ``--minutes`` only stops before the next.
 
 Time: a run costs its ``--seconds``, 10 to 20 s of reading, choosing and starting, and 5 to 20 s for 100 + 100 test
 images. On one core that others also used, with a ViT of 128 x 6 and patches of 8, an image took 0.12 s through the

@@ -9,7 +9,8 @@ import numpy as np
 
 from dinomed.adapters.evaluation.draws import interval_over_draws
 from dinomed.adapters.heads.solved.solve import macro_auroc
-from dinomed.apps.pages.plots import bands
+from dinomed.apps.pages.plots import bands, draw_bands
+from dinomed.html.drawing import write_drawing
 from dinomed.html.page import build_page, build_table, heading, paragraph
 from dinomed.io.files import write_text
 
@@ -28,18 +29,19 @@ Cell = tuple[float, float, float, int]
 
 
 def write_report(rows: Sequence[Row], folder: Path) -> None:
-    """Write ``results.md`` and ``index.html`` into a folder."""
+    """Write ``results.md``, ``index.html`` and the curves as SVG into a folder."""
     parts, lines = [], []
     groups: dict[tuple[str, str, float | None], list[Row]] = defaultdict(list)
     for row in rows:
         if "failed" not in row:
             groups[row["data"], row["task"], row["seconds"]].append(row)
     for (data, task, seconds), members in groups.items():
+        length = "free" if seconds is None else f"{seconds:g}s"
         title = f"{data}, {METRIC[task]}, {length_word(seconds)}"
         counts = sorted(
             {row["count"] for row in members}, key=lambda word: float("inf") if word == "all" else int(word)
         )
-        parts += [heading(title), *draw_curves(members, counts, task)]
+        parts += [heading(title), *draw_curves(members, counts, task, folder / f"{data}_{task}_{length}")]
         lines += [f"### {title}", ""]
         for (columns, table), text in (
             (build_cells(members, counts), note(task)),
@@ -123,8 +125,8 @@ def build_differences(rows: Sequence[Row], counts: Sequence[str]) -> tuple[list[
     return columns, table
 
 
-def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str) -> list[str]:
-    """Return the curves of each test source as SVG."""
+def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str, files: Path) -> list[str]:
+    """Return the curves of each test source for a page, and write each to a file whose name begins as `files`."""
     figures = []
     for source, title in sources_of(rows).items():
         heads = list(dict.fromkeys(row["head"] for row in rows))
@@ -135,8 +137,12 @@ def draw_curves(rows: Sequence[Row], counts: Sequence[str], task: str) -> list[s
             ]
             for head in heads
         }
-        figures.append(bands(lines, counts, f"tested on the {title}" if source == "same" else f"tested on {title}",
-                             ("labelled images", METRIC[task])))  # fmt: skip
+        caption = f"tested on the {title}" if source == "same" else f"tested on {title}"
+        axes = ("labelled images", METRIC[task])
+        drawing = draw_bands(lines, counts, caption, axes, legend=True)
+        if drawing is not None:
+            figures.append(bands(lines, counts, caption, axes))
+            write_drawing(drawing, files.with_name(f"{files.name}_{source}.svg"), drawing.label)
     return figures
 
 

@@ -14,7 +14,8 @@ and of logistic regression on frozen class tokens, and Dice of one fixed dense p
 tokens (192 px, 500 steps), trained on 25 and on 200 masks. `--test` judges, on test and once, the untrained backbone,
 `base`, and the variant with the highest sum of mean logistic AUROC and mean Dice at the largest number of masks.
 
-`OUTPUT/results.jsonl` has a line for every timing, sitting and judgement; a finished one is never repeated. An
+`OUTPUT/results.jsonl` has a line for every timing, sitting and judgement; a finished one is never repeated.
+`OUTPUT/val.md` has the table, and after runs of several lengths `val_auroc.svg` and `val_dice.svg` have the curves. An
 interrupted run continues from its last checkpoint (one a minute), so a curve can be measured in several sittings.
 
 Time on one core, estimated and not measured: a run its `--minutes`; the timing of a variant 1 to 3 minutes, once; a
@@ -38,10 +39,12 @@ from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.evaluation.probe import probe
 from dinomed.adapters.fit import fit_head
 from dinomed.adapters.tasks.segment.config import SegmentConfig
+from dinomed.apps.pages.plots import Band, draw_bands
 from dinomed.backbones.load import load_backbone
 from dinomed.config import load_config
 from dinomed.configs import find_config
 from dinomed.datasets.manifest import Manifest, read_manifest
+from dinomed.html.drawing import Drawing, write_drawing
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.run_folder import CHECKPOINTS, UNTRAINED
@@ -53,6 +56,9 @@ RECIPE = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
 NUM_LABELLED, NUM_VAL_MASKS, NUM_TEST_MASKS = 3000, 60, 300
 DENSE_PROBE = ("fit.epochs=15", "fit.min_steps=500", "fit.patience=3", "fit.batch_size=32", "fit.learning_rate=1e-3")
+QUANTITIES = {"auroc": "macro AUROC", "dice": "mean Dice"}
+CLASSIFIERS = {"knn": f"k-NN, k = {K}", "auroc": "logistic regression"}
+NOTHING = (float("nan"),) * 3  # a length that was not run
 TIMED_STEPS, TIMED_ROUNDS = (4, 16), 3
 Row = dict[str, Any]
 
@@ -213,6 +219,39 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def draw_curves(rows: Sequence[Row], columns: Sequence[str], split: str) -> dict[str, Drawing]:
+    """Draw each quantity (``auroc``, ``dice``) against the minutes of each variant that was run at two lengths or more.
+
+    A line begins with the untrained backbone, if it was judged; its band goes from the lowest to the highest seed.
+    """
+    lengths: dict[str, set[float]] = {}
+    for row in rows:
+        lengths.setdefault(row["variant"], set()).add(row["minutes"])
+    untrained = [row for row in rows if row["variant"] == UNTRAINED]
+    variants = [name for name, minutes in lengths.items() if len(minutes) > 1 and name != UNTRAINED]
+    minutes = sorted(set().union(*(lengths[name] for name in variants)))
+    drawings = {}
+    for quantity, title in QUANTITIES.items():
+        lines: dict[str, list[Band]] = {}
+        for variant in variants:
+            groups = [untrained] if untrained else []
+            groups += [[row for row in rows if (row["variant"], row["minutes"]) == (variant, m)] for m in minutes]
+            for column in columns:
+                word, _, count = column.partition("_")
+                if word == "dice" if quantity == "dice" else word in CLASSIFIERS:
+                    name = f"{count} masks" if count else CLASSIFIERS[word]
+                    values = [[row[column] for row in group if row.get(column) is not None] for group in groups]
+                    lines[name if len(variants) == 1 else f"{variant}: {name}"] = [
+                        (float(np.mean(cell)), min(cell), max(cell)) if cell else NOTHING for cell in values
+                    ]
+        ticks = [*(["0"] if untrained else []), *(f"{m:g}" for m in minutes)]
+        axes = ("processor minutes of pretraining", title)
+        drawing = draw_bands(lines, ticks, f"split {split}", axes, legend=True)
+        if drawing is not None:
+            drawings[quantity] = drawing
+    return drawings
+
+
 def choose_best(rows: Sequence[Row], dice: str) -> tuple[str, float]:
     """Return variant and minutes with the highest sum of mean AUROC and mean Dice; the untrained one is left out."""
     scores: dict[tuple[str, float], list[float]] = {}
@@ -274,8 +313,11 @@ def main(words: Sequence[str] | None = None) -> None:
     for variant, minutes, seed in dict.fromkeys(plan):
         search.judge(variant, minutes, seed, split)
         logger.info("\n" + table(search.results.select(kind="judgement", split=split), columns))
-    text = table(search.results.select(kind="judgement", split=split), columns)
+    rows = search.results.select(kind="judgement", split=split)
+    text = table(rows, columns)
     (arguments.output / f"{split}.md").write_text(text + "\n", encoding="utf-8")
+    for name, drawing in draw_curves(rows, columns, split).items():
+        write_drawing(drawing, arguments.output / f"{split}_{name}.svg", name)
     print(text)
 
 

@@ -5,11 +5,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from dinomed.errors import UsageError
@@ -20,11 +21,14 @@ from dinomed.io.output_folder import check_writable
 FORMATS = (".png", ".svg", ".html")
 SCALE = 2
 """Pixels of a PNG for each unit of the drawing; embedded images may have as many."""
-TEXT, SOFT, PAGE = "#0f172a", "#526075", "#ffffff"
+AREA_OPACITY, DASH = 0.15, 3
+TEXT, SOFT, EDGE, PAGE = "#0f172a", "#526075", "#cbd5e1", "#ffffff"
 PALETTE = ("#0891b2", "#dc2626", "#94a3b8", "#d97706", "#7c3aed", "#16a34a", "#db2777", "#92400e")
 """Colours of groups; the style of a page has the same, and lighter ones for the dark theme."""
 # colours that follow the theme of a page
-_THEMED = {TEXT: "currentColor", SOFT: "var(--soft)"} | {color: f"var(--c{k})" for k, color in enumerate(PALETTE)}
+_THEMED = {TEXT: "currentColor", SOFT: "var(--soft)", EDGE: "var(--edge)"} | {
+    color: f"var(--c{k})" for k, color in enumerate(PALETTE)
+}
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, width and height."""
@@ -44,6 +48,13 @@ class _Line:
     points: tuple[Point, ...]
     color: str
     width: float
+    dashed: bool
+
+
+@dataclass(frozen=True)
+class _Area:
+    points: tuple[Point, ...]
+    color: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class _Text:
     bold: bool
 
 
-_Shape: TypeAlias = _Image | _Line | _Dot | _Dots | _Frame | _Text
+_Shape: TypeAlias = _Image | _Line | _Area | _Dot | _Dots | _Frame | _Text
 
 
 class Drawing:
@@ -98,9 +109,13 @@ class Drawing:
         """Place an image, uint8 (H, W, 3), stretched to a box; without `smooth` its pixels stay squares."""
         self._shapes.append(_Image(pixels, box, smooth, label))
 
-    def line(self, points: Sequence[Point], color: str, width: float = 2) -> None:
+    def line(self, points: Sequence[Point], color: str, width: float = 2, *, dashed: bool = False) -> None:
         """Draw a line through points."""
-        self._shapes.append(_Line(tuple(points), color, width))
+        self._shapes.append(_Line(tuple(points), color, width, dashed))
+
+    def area(self, points: Sequence[Point], color: str) -> None:
+        """Fill the polygon of points, nearly transparent."""
+        self._shapes.append(_Area(tuple(points), color))
 
     def dot(self, centre: Point, radius: float, color: str, rim: str | None = None) -> None:
         """Draw a filled circle, with a rim of one unit."""
@@ -136,7 +151,7 @@ class Drawing:
         """Return the drawing as an RGB image with `SCALE` pixels a unit."""
         scale = 2 * SCALE  # reduced at the end, for smooth edges
         canvas = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAGE)
-        pen = ImageDraw.Draw(canvas)
+        pen = ImageDraw.Draw(canvas, "RGBA")  # colours may be transparent
         for shape in self._shapes:
             _paint(shape, canvas, pen, scale)
         return canvas.reduce(2)
@@ -208,12 +223,20 @@ def _svg(shape: _Shape, themed: bool) -> str:
             f'{style} href="{data_url(pixels)}"><title>{escape(shape.label)}</title></image>'
         )
     if isinstance(shape, _Line):
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in shape.points)
-        return f'<polyline points="{points}" fill="none" stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
+        dashes = f' stroke-dasharray="{DASH} {DASH}"' if shape.dashed else ""
+        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
+        return (
+            f'<polyline points="{_points(shape.points)}" fill="none" stroke="{color}" '
+            f'stroke-width="{shape.width:g}"{dashes}/>'
+        )
+    if isinstance(shape, _Area):
+        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
+        return f'<polygon points="{_points(shape.points)}" fill="{color}" fill-opacity="{AREA_OPACITY}"/>'
     if isinstance(shape, _Dot):
         x, y = shape.centre
         rim = "" if shape.rim is None else f' stroke="{shape.rim}"'
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.radius:g}" fill="{shape.color}"{rim}/>'
+        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.radius:g}" fill="{color}"{rim}/>'
     if isinstance(shape, _Dots):
         path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in shape.centres)  # lines of no length with round ends
         color = _THEMED.get(shape.color, shape.color) if themed else shape.color
@@ -235,6 +258,21 @@ def _svg(shape: _Shape, themed: bool) -> str:
     )
 
 
+def _points(points: Sequence[Point]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _dashes(points: Sequence[Point]) -> list[tuple[Point, ...]]:
+    """Return the dashes of a line, each as its two ends; every straight part begins with a dash."""
+    dashes = list[tuple[Point, ...]]()
+    for (x0, y0), (x1, y1) in pairwise(points):
+        length = float(np.hypot(x1 - x0, y1 - y0))
+        for start in np.arange(0, length, 2 * DASH):
+            ends = [min(at, length) / length for at in (start, start + DASH)]
+            dashes.append(tuple((x0 + (x1 - x0) * at, y0 + (y1 - y0) * at) for at in ends))
+    return dashes
+
+
 def _resized(shape: _Image, size: tuple[int, int]) -> Image.Image:
     kind = Image.Resampling.LANCZOS if shape.smooth else Image.Resampling.NEAREST
     return Image.fromarray(np.ascontiguousarray(shape.pixels)).resize((max(size[0], 1), max(size[1], 1)), kind)
@@ -245,8 +283,12 @@ def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: 
         column, row, columns, rows = (round(value * scale) for value in shape.box)
         canvas.paste(_resized(shape, (columns, rows)), (column, row))
     elif isinstance(shape, _Line):
-        points = [(x * scale, y * scale) for x, y in shape.points]
-        pen.line(points, fill=shape.color, width=max(1, round(shape.width * scale)), joint="curve")
+        for part in _dashes(shape.points) if shape.dashed else [shape.points]:
+            points = [(x * scale, y * scale) for x, y in part]
+            pen.line(points, fill=shape.color, width=max(1, round(shape.width * scale)), joint="curve")
+    elif isinstance(shape, _Area):
+        color = (*ImageColor.getrgb(shape.color)[:3], round(255 * AREA_OPACITY))
+        pen.polygon([(x * scale, y * scale) for x, y in shape.points], fill=color)
     elif isinstance(shape, _Dot):
         x, y = (value * scale for value in shape.centre)
         r = shape.radius * scale

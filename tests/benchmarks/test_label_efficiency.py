@@ -115,3 +115,6 @@ def test_runs_keep_their_time_are_resumed_and_give_a_table_and_a_page(
     assert "<svg" in page
     assert "another source" in page
     assert "lesions/" not in page  # no names of images
+    curves = sorted(path.name for path in out.glob("*.svg"))
+    assert curves == [f"{two_sites.stem}_segment_2s_{source}.svg" for source in ("other", "same")]
+    assert "U-Net from scratch" in (out / curves[0]).read_text()

@@ -115,3 +115,22 @@ def test_draws_keep_the_splits_and_are_the_same_each_time(search_module: ModuleT
     assert splits.count("train") == 3
     assert splits.count("val") == manifest.column("split").count("val")
     assert drawn.column("image") == search_module.draw(manifest, train=3).column("image")
+
+
+def test_the_curves_have_the_lengths_of_a_variant_and_the_range_of_its_seeds(search_module: ModuleType) -> None:
+    rows = [row("base", 0.8, 0.7), row("base", 0.9, 0.7, seed=1), row("base", 0.95, 0.8, minutes=45)]
+    rows += [row("muon", 0.1, 0.1), row("untrained", 0.5, 0.6)]
+    columns = ["knn", "auroc", "dice_200"]
+    drawings = search_module.draw_curves(rows, columns, "val")
+    assert list(drawings) == ["auroc", "dice"]
+    auroc, dice = drawings["auroc"].to_svg(), drawings["dice"].to_svg()
+    for text in ("macro AUROC: split val", "k-NN, k = 20", "logistic regression", ">0<", ">12<", ">45<"):
+        assert text in auroc
+    assert "200 masks" not in auroc
+    assert "200 masks" in dice
+    assert "k-NN" not in dice
+    assert "muon" not in auroc + dice  # one length is no curve
+    assert dice.count("<circle") == 3  # untrained, 12 and 45 minutes
+    low = search_module.draw_curves([item for item in rows if item["seed"] == 0], columns, "val")["auroc"].to_svg()
+    assert low != auroc  # the band of two seeds
+    assert search_module.draw_curves([row("base", 0.8, 0.7), row("muon", 0.8, 0.7)], columns, "val") == {}

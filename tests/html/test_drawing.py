@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dinomed.errors import UsageError
-from dinomed.html.drawing import SCALE, Drawing, check_output, write_drawing
+from dinomed.html.drawing import PALETTE, SCALE, Drawing, check_output, write_drawing
 
 
 @pytest.fixture
@@ -46,6 +46,30 @@ def test_the_svg_is_well_formed_and_has_the_same_shapes(drawing: Drawing, tmp_pa
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).tolist() == [[[255, 0, 0], [0, 0, 255]]]
     assert (image.attrib["x"], image.attrib["width"]) == ("10.0", "40.0")
     assert root[-1].text == "1 < 2"
+
+
+def test_an_area_is_nearly_transparent_and_a_dashed_line_has_gaps_in_svg_and_png() -> None:
+    drawing = Drawing(60, 40, "band")
+    drawing.area([(10, 20), (50, 20), (50, 38), (10, 38)], "#ff0000")
+    drawing.line([(0, 10), (60, 10)], "#0000ff", 2, dashed=True)
+    pixels = np.asarray(drawing.to_image())
+    assert tuple(pixels[30 * SCALE, 30 * SCALE]) == (255, 217, 217)  # 255 * (1 - 0.15)
+    row = pixels[10 * SCALE]
+    assert tuple(row[1 * SCALE]) == (0, 0, 255)  # a dash of 3, a gap of 3
+    assert tuple(row[int(4.5 * SCALE)]) == (255, 255, 255)
+    svg, themed = drawing.to_svg(), drawing.to_svg(themed=True)
+    assert 'fill="#ff0000" fill-opacity="0.15"' in svg
+    assert svg.count('stroke-dasharray="3 3"') == 1
+    assert themed.count("polygon") == 1
+
+
+def test_colours_of_groups_follow_the_theme_of_a_page() -> None:
+    drawing = Drawing(60, 40, "lines")
+    drawing.line([(0, 10), (60, 10)], PALETTE[1])
+    drawing.area([(0, 0), (9, 0), (9, 9)], PALETTE[1])
+    drawing.dot((20, 20), 3, PALETTE[1])
+    assert drawing.to_svg(themed=True).count("var(--c1)") == 3
+    assert "var(" not in drawing.to_svg()
 
 
 def test_the_page_holds_the_drawing_and_loads_nothing(drawing: Drawing, tmp_path: Path) -> None:
