@@ -41,7 +41,7 @@ def write_report(rows: Sequence[Row], folder: Path) -> None:
         counts = sorted(
             {row["count"] for row in members}, key=lambda word: float("inf") if word == "all" else int(word)
         )
-        parts += [heading(title), *draw_curves(members, counts, task, folder / f"{data}_{task}_{length}")]
+        parts += [heading(title), *draw_curves(members, counts, task, folder / f"{data}_{length}".replace(" ", "_"))]
         lines += [f"### {title}", ""]
         for (columns, table), text in (
             (build_cells(members, counts), note(task)),

