@@ -17,6 +17,7 @@ from dinomed.images.dicom.elements import (
     DAMAGED,
     FUNCTIONAL_GROUPS,
     NotAnImage,
+    frame_elements,
     is_segmentation,
     read_elements,
     reading_dicom,
@@ -153,11 +154,8 @@ def read_frame(path: str, number: int) -> tuple[None, np.ndarray]:
 
     elements = read_elements(path, MAX_PIXELS)
     with reading_dicom(path, lambda error: decoding_reason(error, elements)) as file:
-        for group in (elements.get(FUNCTIONAL_GROUPS[1]) or [])[number : number + 1]:
-            for item in (group.get("PixelValueTransformationSequence") or [])[:1]:
-                elements.update(item)
         stored = np.asarray(pixel_array(bounded_dicom(file), index=number))
-        values = np.asarray(apply_modality_lut(stored, elements), np.float32)
+        values = np.asarray(apply_modality_lut(stored, frame_elements(elements, number)), np.float32)
         padding = find_padding(stored, elements)
     if padding is not None:
         values = values.copy()

@@ -255,9 +255,9 @@ def test_with_a_black_first_frame_each_frame_is_decoded_once(tmp_path: Path, mon
     ramp = np.linspace(1000, 2000, 48 * 64, dtype=np.uint16).reshape(48, 64)
     source = DicomSource(str(gray_dicom(tmp_path / "black", np.stack([ramp * 0, ramp, ramp]))))
     read: list[int] = []
-    decode = pixels.DicomFrames.read
+    decode = pixels.DicomFrames._decode
     monkeypatch.setattr(
-        pixels.DicomFrames, "read", lambda frames, number: read.append(number) or decode(frames, number)
+        pixels.DicomFrames, "_decode", lambda frames, number: read.append(number) or decode(frames, number)
     )
     for number in (1, 2, 1):
         assert source.advance(number) is not None

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
 from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, is_dicom_start, pixel_bytes
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
@@ -24,13 +25,20 @@ from dinomed.images.dicom.codecs import is_video_syntax
 
 DAMAGED = "damaged or truncated DICOM"
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_VOI_ELEMENTS = (
+    "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation",
+)  # fmt: skip
+_REPLACED = {
+    "PixelValueTransformationSequence": ("RescaleSlope", ("ModalityLUTSequence",)),
+    "FrameVOILUTSequence": ("WindowCenter", _VOI_ELEMENTS),
+}
+"""Sequence of a functional group -> an element of its item, and those of the file that do not hold beside it."""
 _COLOURS = ("Red", "Green", "Blue")
 _TAGS = [
     "SOPClassUID", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows",
     "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue",
     "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "RescaleType", "ModalityLUTSequence",
-    "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth", "WindowCenterWidthExplanation",
-    "MultienergyCTAcquisition",
+    *_VOI_ELEMENTS, "MultienergyCTAcquisition",
     *(f"{colour}PaletteColorLookupTable{part}" for part in ("Descriptor", "Data") for colour in _COLOURS),
     *(f"Segmented{colour}PaletteColorLookupTableData" for colour in _COLOURS),
     *FUNCTIONAL_GROUPS,
@@ -79,7 +87,7 @@ def read_header(file: BinaryIO, tags: list[Any]) -> Any:
 
 
 def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = ()) -> Any:
-    """Read the elements that describe the pixels; for enhanced (multi-frame) images, those of the first frame.
+    """Read the elements that describe the pixels. Those of one frame are returned by `frame_elements`.
 
     Args:
         path: the file.
@@ -91,11 +99,7 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
     """
     with reading_dicom(path) as file:
         elements = read_header(file, [*_TAGS, *tags])
-        for groups in FUNCTIONAL_GROUPS:
-            for group in (elements.get(groups) or [])[:1]:
-                for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-                    for item in (group.get(name) or [])[:1]:
-                        elements.update(item)
+        frame_elements(elements, 0)  # damaged groups are found with the header
         rows, columns = int(elements.get("Rows") or 0), int(elements.get("Columns") or 0)
         frame_bytes = pixel_bytes(elements)
         is_stream = is_video_syntax(elements.file_meta.get("TransferSyntaxUID"))
@@ -108,3 +112,39 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
     if frame_bytes > MAX_BYTES:
         raise UnreadableImage(path, f"{frame_bytes / 1e9:.1f} GB of samples, over the limit of 2.1")
     return elements
+
+
+def frame_elements(elements: Any, number: int) -> Any:
+    """Return the elements of one frame: slope, intercept, unit and windows of its functional groups (PS3.3, C.7.6.16).
+
+    The group of the frame precedes the shared group, and both precede the elements of the file. A group with a window
+    replaces all windows and VOI LUTs of the file, and one with a slope replaces its modality LUT.
+
+    Args:
+        elements: of the file, as of `read_elements`; they are not changed.
+        number: of the frame, from 0.
+
+    Raises:
+        DinomedError: the file describes some of its frames, and not this one. The message is a reason.
+    """
+    from pydicom.dataset import Dataset
+
+    shared, groups = (list(elements.get(name) or []) for name in FUNCTIONAL_GROUPS)
+    if groups and number >= len(groups):
+        raise DinomedError(f"frame {number} has no functional group: the file has {len(groups)} of them")
+    candidates = [*groups[number : number + 1], *shared[:1]]
+    if not candidates:
+        return elements
+    described = Dataset()
+    described.update(elements)
+    implicit, little_endian = elements.original_encoding
+    described.set_original_encoding(implicit, little_endian, elements.original_character_set)
+    for name, (essential, replaced) in _REPLACED.items():
+        item = next((items[0] for group in candidates if (items := group.get(name))), None)
+        if item is None:
+            continue
+        for element in replaced if essential in item or "VOILUTSequence" in item else ():
+            if element in described:
+                del described[element]
+        described.update(item)
+    return described

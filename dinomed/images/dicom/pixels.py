@@ -3,11 +3,13 @@
 The values of black and white are the first of these that exists:
 
 1. the `window` or the `percentiles` of the `IntensityConfig`,
-2. the first window (or VOI LUT) of the file,
+2. the first window (or VOI LUT) of the frame,
 3. the full range for colours and for 8 bits, and the percentiles 0.5 and 99.5 for gray of more bits.
 
-MONOCHROME1 is inverted, so that bone is bright. Palette and YBR images are converted to RGB. Padding (Pixel Padding
-Value) is black and does not count for percentiles. The codecs are listed in `dinomed.images.dicom.codecs`.
+Each frame of an enhanced image has its own slope, intercept and window, as of
+`dinomed.images.dicom.elements.frame_elements`. MONOCHROME1 is inverted, so that bone is bright. Palette and YBR images
+are converted to RGB. Padding (Pixel Padding Value) is black and does not count for percentiles. The codecs are listed
+in `dinomed.images.dicom.codecs`.
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from dinomed.images.dicom.elements import (
     DAMAGED,
     NotAnImage,
     damage_reason,
+    frame_elements,
     is_segmentation,
     read_elements,
     reading_dicom,
@@ -64,9 +67,9 @@ class DicomValues:
     Attributes:
         values: (H, W), any real type.
         padding: bool (H, W), or None.
-        window: the first one of the file; without one, the range that `DicomFrames.read` measures.
-        has_curve: the file has a VOI LUT, which is shown in place of `window`.
-        windows: those of the file.
+        window: the first one of the frame; without one, the range that `DicomFrames.read` measures.
+        has_curve: the frame has a VOI LUT, which is shown in place of `window`.
+        windows: those of the frame, or else of the file.
         unit: of the values, or "".
         inverted: low values are bright (MONOCHROME1).
     """
@@ -81,10 +84,10 @@ class DicomValues:
 
 
 class DicomFrames:
-    """The frames of a DICOM image, all in the range of the first one.
+    """The frames of a DICOM image, each with its own slope, intercept and window.
 
-    The exception: if percentiles are needed, and those of the first frame are equal (it is black), each frame has its
-    own.
+    Frames without a window have the range of the values of the first frame. The exception: if percentiles are needed,
+    and those of the first frame are equal (it is black), each frame has its own.
 
     Raises:
         UnreadableImage: the header is damaged or truncated, or the file is without pixels, a segmentation or too large.
@@ -111,17 +114,17 @@ class DicomFrames:
         """Read a gray frame in modality units.
 
         Returns:
-            None for colours, and for a frame whose slope or intercept is not that of the first one.
+            None for colours.
 
         Raises:
             UnreadableImage: as of `read`.
         """
         from pydicom.pixels import apply_modality_lut
 
-        if self.header.channels != 1 or not _is_scaled_alike(self._elements, number):
+        if self.header.channels != 1:
             return None
         with refusing_with(self._path, lambda error: decoding_reason(error, self._elements)):
-            stored, elements = self._decode(number), self._elements
+            stored, elements = self._decode(number), frame_elements(self._elements, number)
             padding = find_padding(stored, elements)
             values, windows = apply_modality_lut(stored, elements), list_windows(elements)
             has_curve = bool(elements.get("VOILUTSequence"))
@@ -158,6 +161,7 @@ class DicomFrames:
         if header.channels == 3:
             colours = apply_color_lut(stored, elements) if header.mode == "PALETTE COLOR" else stored
             return to_range(colours, _colour_range(colours, header, self._intensity))
+        elements = frame_elements(elements, number)
         padding = find_padding(stored, elements)
         values, window = _windowed(apply_modality_lut(stored, elements), elements, self._intensity)
         shown = to_range(values[..., None], window or self._measured_range(values, padding, number))
@@ -169,8 +173,11 @@ class DicomFrames:
 
     def _measured_range(self, values: np.ndarray, padding: np.ndarray | None, number: int) -> IntensityConfig:
         """Return the range of the first frame (8 bits, or percentiles), or of this one if the first is empty."""
+        from pydicom.pixels import apply_modality_lut
+
         if number > 0 and not self._first_is_measured:
-            self.read(0)
+            first, elements = self._decode(0), frame_elements(self._elements, 0)
+            self._measured_range(apply_modality_lut(first, elements), find_padding(first, elements), 0)
         if self._range is not None:
             return self._range
         inside = values if padding is None or padding.all() else values[~padding]
@@ -261,21 +268,6 @@ def _windowed(
     if function == "LINEAR":  # PS3.3, C.11.2.1.2.1: LINEAR uses c - 0.5 and w - 1
         center, width = center - 0.5, width - 1
     return values, _with(intensity, window=(center - width / 2, center + width / 2))
-
-
-def _is_scaled_alike(elements: Any, number: int) -> bool:
-    """Return whether a frame of an enhanced image has the slope and the intercept of the first one."""
-    groups = elements.get("PerFrameFunctionalGroupsSequence") or []
-    if number == 0 or number >= len(groups):
-        return True
-    first, this = (
-        [
-            (item.get("RescaleSlope"), item.get("RescaleIntercept"))
-            for item in groups[place].get("PixelValueTransformationSequence") or []
-        ]
-        for place in (0, number)
-    )
-    return first == this
 
 
 def _with(intensity: IntensityConfig, **change: Any) -> IntensityConfig:
