@@ -232,10 +232,14 @@ def _unreadable(error: DinomedError, path: str, kind: str = "unreadable_picture"
 
 
 def inline(picture: np.ndarray, alt: str, height_px: int) -> str:
-    """Return an <img> with the pixels of a picture, uint8 (H, W, 3), in it, reduced to `height_px`."""
+    """Return an <img> with the pixels of a picture, uint8 (H, W, 3), in it, reduced to `height_px`.
+
+    A picture (H, W, 4) is transparent where its last channel is 0.
+    """
     small = Image.fromarray(picture)
     small.thumbnail((10 * height_px, height_px), Image.Resampling.BICUBIC)
-    return f'<img src="{_data_url(small, "JPEG", quality=88)}" alt="{html.escape(alt, quote=True)}">'
+    kind = "WEBP" if small.mode == "RGBA" else "JPEG"
+    return f'<img src="{_data_url(small, kind, quality=88)}" alt="{html.escape(alt, quote=True)}">'
 
 
 def inline_file(path: Path, height_px: int, mask: TextMask | None = None) -> str:

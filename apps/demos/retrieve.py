@@ -20,6 +20,7 @@ from dinomed.apps.pages.matches import draw_matches
 from dinomed.datasets.manifest import KNOWN, Manifest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.explore.map_page import may_hold_names
+from dinomed.explore.match import MIN_SIMILARITY
 
 MAX_CASES, FEW_CASES = 24, 6
 ALONE_PX, PAIR_PX = 360, 300  # heights; the page shows them smaller, and enlarges one on a click
@@ -135,8 +136,9 @@ def show_cases(
             if similar_image is None or evidence is None:
                 drawn = None
             else:
-                drawn = draw_matches(picture.shown, similar_image, evidence, PAIR_PX)
-            cases.append(_case(image_index, neighbor, drawn, PAIR_PX))
+                drawn = draw_matches(picture.shown, similar_image, evidence, PAIR_PX, transparent=True)
+            without = evidence is not None and not evidence.matches
+            cases.append(_case(image_index, neighbor, drawn, PAIR_PX, no_match=without))
     else:
         cases = [_case(image_index, neighbor, _read(image_index, neighbor.row), ALONE_PX) for neighbor in neighbors]
     hint = text("cases_hint")
@@ -159,18 +161,28 @@ def _label(image_index: ImageIndex, neighbor: Neighbor) -> str:
     return text("no_label") if label is None else str(label)
 
 
-def _case(image_index: ImageIndex, neighbor: Neighbor, picture: np.ndarray | None, height_px: int) -> str:
+def _case(
+    image_index: ImageIndex,
+    neighbor: Neighbor,
+    picture: np.ndarray | None,
+    height_px: int,
+    *,
+    no_match: bool = False,
+) -> str:
     label = _label(image_index, neighbor)
     shown = f'<div class="dm-hint">{text("case_missing")}</div>'
     if picture is not None:
         name = html.escape(f"{text('compare_with')} {label}", quote=True)
         drawn = inline(picture, text("case_image").format(label=label), height_px)
         shown = f'<button type="button" class="case-open" aria-label="{name}">{drawn}</button>'
+    note = ""
+    if no_match:
+        note = f'<span class="percentile">{text("case_no_match").format(similarity=f"{MIN_SIMILARITY:g}")}</span>'
     similarity = f'<span class="similarity">{neighbor.similarity:.3f}</span>'
     return (
         f'<figure class="case">{shown}<figcaption><b>{html.escape(label)}</b> '
         f'<span class="alike">{text("case_similarity")} {similarity}</span>'
-        f"{_percentile(image_index, neighbor)}</figcaption></figure>"
+        f"{_percentile(image_index, neighbor)}{note}</figcaption></figure>"
     )
 
 

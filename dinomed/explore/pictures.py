@@ -87,8 +87,9 @@ def draw_match(
     *,
     tile: float = 380,
     captions: tuple[str, str] = ("image 1", "image 2"),
+    note: bool = True,
 ) -> Drawing:
-    """Draw two images beside each other, with a numbered line for each match, or a note that there is none.
+    """Draw two images beside each other, with a numbered line for each match.
 
     Args:
         first: uint8 (H, W, 3), of any size.
@@ -98,8 +99,9 @@ def draw_match(
         min_similarity: for the note.
         tile: width and height into which each image is fitted.
         captions: of the images.
+        note: write above the images that there is no match, if there is none.
     """
-    title = "" if matches else f"No match above {min_similarity:g}"
+    title = "" if matches or not note else f"No match above {min_similarity:g}"
     pair = [Tile(image, caption) for image, caption in zip((first, second), captions, strict=True)]
     drawing, ((left, right),) = draw_sections([Section(title, pair)], f"{len(matches)} matches", tile=tile)
     numbered = list(enumerate(matches, 1))[::-1]  # the best is drawn last, on top

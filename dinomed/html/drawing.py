@@ -147,10 +147,11 @@ class Drawing:
             + "</svg>"
         )
 
-    def to_image(self) -> Image.Image:
-        """Return the drawing as an RGB image with `SCALE` pixels a unit."""
+    def to_image(self, *, transparent: bool = False) -> Image.Image:
+        """Return the drawing as an RGB image with `SCALE` pixels a unit, or `transparent` as RGBA without a ground."""
         scale = 2 * SCALE  # reduced at the end, for smooth edges
-        canvas = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), PAGE)
+        size = round(self.width * scale), round(self.height * scale)
+        canvas = Image.new("RGBA", size) if transparent else Image.new("RGB", size, PAGE)
         pen = ImageDraw.Draw(canvas, "RGBA")  # colours may be transparent
         for shape in self._shapes:
             _paint(shape, canvas, pen, scale)
@@ -285,7 +286,7 @@ def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: 
     elif isinstance(shape, _Line):
         for part in _dashes(shape.points) if shape.dashed else [shape.points]:
             points = [(x * scale, y * scale) for x, y in part]
-            pen.line(points, fill=shape.color, width=max(1, round(shape.width * scale)), joint="curve")
+            pen.line(points, fill=shape.color[:7], width=max(1, round(shape.width * scale)), joint="curve")
     elif isinstance(shape, _Area):
         color = (*ImageColor.getrgb(shape.color)[:3], round(255 * AREA_OPACITY))
         pen.polygon([(x * scale, y * scale) for x, y in shape.points], fill=color)

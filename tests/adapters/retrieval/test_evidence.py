@@ -46,3 +46,18 @@ def test_the_drawing_shows_both_and_marks_the_pairs() -> None:
     flat = np.ones((4, 4, 8), np.float32)
     none = draw_matches(left, right, match_images(flat, flat, ((80, 160), (40, 40))), tile_px=160)
     assert not (np.abs(none.astype(int) - (64, 255, 255)).max(axis=-1) < 3).any()
+
+
+def test_a_transparent_drawing_has_no_ground_and_no_note() -> None:
+    left, right = np.full((80, 160, 3), 90, np.uint8), np.full((40, 40, 3), 90, np.uint8)
+    evidence = match_images(*moved(), ((80, 160), (40, 40)))
+    opaque = draw_matches(left, right, evidence, tile_px=160)
+    drawn = draw_matches(left, right, evidence, tile_px=160, transparent=True)
+    assert drawn.shape == (*opaque.shape[:2], 4)
+    assert not drawn[:, :20, 3].any()  # the margin
+    images = drawn[..., 3] == 255
+    assert (drawn[images][:, :3] == opaque[images]).all()
+    assert images.mean() > 0.4
+    flat = np.ones((4, 4, 8), np.float32)
+    none = draw_matches(left, right, match_images(flat, flat, ((80, 160), (40, 40))), tile_px=160, transparent=True)
+    assert set(np.unique(none[none[..., 3] == 255][:, :3])) == {90}  # the images alone
