@@ -24,8 +24,9 @@ OTHER, UNKNOWN = "other", "unknown"
 _HIDDEN = (*FIXED, *SAMPLES, "mask", "path", "row")  # columns that describe the file
 _SHEET = 20  # thumbnails in a row and in a column of a sheet
 _HELP = (
-    "Draw a line around points to select them; the wheel enlarges. Keys: arrows move a cross, Space sets two "
-    "corners of a rectangle, + and \u2212 zoom, 0 fits, Escape clears."
+    "Draw a line around points to select them; a click or tap selects one and writes its values below; the wheel "
+    "enlarges. Keys: arrows move a cross, Enter selects the point at it, Space sets two corners of a rectangle, + and "
+    "\u2212 zoom, 0 fits, Escape clears."
 )
 _STYLE = """
 body { max-width: 84rem; } .map { display: grid; grid-template-columns: minmax(0, 1fr) 17rem; gap: 14px; }

@@ -29,6 +29,20 @@ def demo(
         yield demo
 
 
+def reach_point(page: Any, canvas: Any, x: float, y: float) -> None:
+    """Move the cross of a map by the arrow keys to a place, px."""
+    box = canvas.bounding_box()
+    away = [x - box["width"] / 2, y - box["height"] / 2]
+    canvas.focus()
+    for distance, keys in zip(away, (("ArrowLeft", "ArrowRight"), ("ArrowUp", "ArrowDown")), strict=True):
+        key = keys[distance > 0]
+        for pressed, times in ((key, int(abs(distance) / 14)), (f"Shift+{key}", int(abs(distance) % 14 / 2))):
+            for _ in range(times):
+                page.keyboard.press(pressed)
+    if not page.locator("#map-tip, #tip").first.is_visible():
+        page.keyboard.press("Shift+ArrowRight")  # a cross that no key has moved is not there
+
+
 def test_every_mode_shows_the_picture_and_earlier_ones(visit, demo, lesion_manifest: Path) -> None:
     manifest, page = read_manifest(lesion_manifest), visit.page
     page.get_by_role("tab", name="Explore", exact=True).click()
@@ -146,7 +160,20 @@ def test_the_image_under_the_pointer_and_its_star_are_shown_on_the_map(visit, le
     ).json_value()
     page.mouse.move(box["x"] + yellow[0], box["y"] + yellow[1])
     page.wait_for_selector("#map-tip:visible img")
-    assert "label: " in page.inner_text("#map-tip")
+    values = [line for line in page.inner_text("#map-tip").splitlines() if line]
+    assert any(line.startswith("label: ") for line in values)
+    page.mouse.down()
+    page.mouse.move(box["x"] + yellow[0] + 2, box["y"] + yellow[1] + 2)  # as a finger slips
+    page.mouse.up()
+    written = f"1 of 60 images selected. {'; '.join(values)}"
+    page.wait_for_function("text => document.querySelector('#map-status').textContent === text", arg=written)
+    page.wait_for_function("document.querySelectorAll('#map-grid img').length === 1")
+    page.locator("#map-clear").click()
+    reach_point(page, canvas, *yellow)
+    values = [line for line in page.inner_text("#map-tip").splitlines() if line]
+    page.keyboard.press("Enter")
+    written = f"1 of 60 images selected. {'; '.join(values)}"
+    page.wait_for_function("text => document.querySelector('#map-status').textContent === text", arg=written)
     visit.upload(read_manifest(lesion_manifest).path(0))
     page.wait_for_selector("#map[data-star='2']")
 
@@ -193,5 +220,9 @@ def test_the_pages_of_similarity_and_map_work_in_the_browser(
     page.mouse.move(box["x"] + place[0], box["y"] + place[1])
     page.wait_for_selector("#tip:visible")
     assert page.locator("#tip canvas").count() == 1
+    values = [line for line in page.inner_text("#tip").splitlines() if line]
+    page.locator("#plane").click(position={"x": place[0], "y": place[1]})
+    written = f"1 of 60 images selected. {'; '.join(values)}"
+    page.wait_for_function("text => document.querySelector('#chosen').textContent === text", arg=written)
     context.close()
     assert errors == []

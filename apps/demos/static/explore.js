@@ -268,7 +268,11 @@ function showChosen(numbers) {
   get("#map-grid").replaceChildren();
   get("#map-clear").disabled = get("#map-save").disabled = !numbers.length;
   get("#map-more").hidden = true;
-  if (mapped) get("#map-status").textContent = write("map_selected", { count: count(numbers.length), total: count(mapped.rows.length) });
+  if (mapped) {
+    const values = numbers.length === 1 ? [pointName(numbers[0]), ...pointValues(numbers[0])].join("; ") : "";
+    const text = write("map_selected", { count: count(numbers.length), total: count(mapped.rows.length) });
+    get("#map-status").textContent = values ? `${text} ${values}` : text;
+  }
   if (numbers.length) showMore();
 }
 

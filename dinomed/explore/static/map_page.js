@@ -19,12 +19,18 @@ function thumbnail(canvas, at, size) {
   else sheets[number].addEventListener("load", paint, { once: true });
 }
 
+/** The row of a point, its path if the page has it, and its values. */
+function describe(at) {
+  const lines = [`row ${data.rows[at]}`];
+  if (data.manifest) lines.push(data.manifest.image[at]);
+  for (const [name, { names, groups }] of Object.entries(data.columns)) lines.push(`${name}: ${names[groups[at]]}`);
+  return lines;
+}
+
 function showTip(at, x, y) {
   tip.hidden = at < 0;
   if (at < 0) return;
-  const canvas = document.createElement("canvas"), lines = [`row ${data.rows[at]}`];
-  if (data.manifest) lines.push(data.manifest.image[at]);
-  for (const [name, { names, groups }] of Object.entries(data.columns)) lines.push(`${name}: ${names[groups[at]]}`);
+  const canvas = document.createElement("canvas"), lines = describe(at);
   thumbnail(canvas, at, Math.max(data.side, 96));
   tip.replaceChildren(canvas, ...lines.map((text) => {
     const line = document.createElement("div");
@@ -39,7 +45,8 @@ function showTip(at, x, y) {
 function showSelection(numbers) {
   selected = numbers;
   byId("save").disabled = byId("clear").disabled = !selected.length;
-  byId("chosen").textContent = `${selected.length.toLocaleString("en-US")} of ${total.toLocaleString("en-US")} images selected.`;
+  const values = selected.length === 1 ? ` ${describe(selected[0]).join("; ")}` : "";
+  byId("chosen").textContent = `${selected.length.toLocaleString("en-US")} of ${total.toLocaleString("en-US")} images selected.${values}`;
   byId("grid").replaceChildren(...selected.slice(0, 60).map((at) => {
     const canvas = document.createElement("canvas");
     thumbnail(canvas, at, Math.min(data.side, 64));

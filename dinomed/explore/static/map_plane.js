@@ -2,6 +2,7 @@
 
 const COLOURS = 8; // --c0 to --c7 of the style; further groups are gray
 const REACH = 12; // px from the pointer to a point
+const SLIP = 6; // px that a pointer may move while it clicks
 
 /** Whether a place lies in a polygon, by the number of its edges to the right (even-odd rule). */
 function inside(x, y, polygon) {
@@ -237,16 +238,22 @@ class MapPlane {
     return best;
   }
 
-  /** Select the shown points for which `test` is true of their place on the canvas. */
+  /** Select the shown points for which `test` is true of their place on the canvas and their number. */
   select(test) {
     const numbers = [];
     this.locate();
     for (let at = 0; at < this.total; at++) {
-      this.marked[at] = this.isShown(at) && test(this.screen[2 * at], this.screen[2 * at + 1]) ? 1 : 0;
+      this.marked[at] = this.isShown(at) && test(this.screen[2 * at], this.screen[2 * at + 1], at) ? 1 : 0;
       if (this.marked[at]) numbers.push(at);
     }
     this.draw();
     this.onselect(numbers);
+  }
+
+  /** Select the point that is nearest to a place of the canvas; no point near it changes nothing. */
+  pick(x, y) {
+    const nearest = this.nearest(x, y);
+    if (nearest >= 0) this.select((left, top, at) => at === nearest);
   }
 
   /** Select the shown points in the visible part of the map. */
@@ -304,7 +311,7 @@ class MapPlane {
     const actions = {
       ArrowLeft: () => this.moveCross(-step, 0), ArrowRight: () => this.moveCross(step, 0),
       ArrowUp: () => this.moveCross(0, -step), ArrowDown: () => this.moveCross(0, step),
-      " ": () => this.setCorner(), Enter: () => this.setCorner(), Escape: () => this.clear(), 0: () => this.fit(),
+      " ": () => this.setCorner(), Enter: () => this.cross && this.pick(...this.cross), Escape: () => this.clear(), 0: () => this.fit(),
       "+": () => this.zoomAt(1.25, ...(this.cross || middle)), "-": () => this.zoomAt(0.8, ...(this.cross || middle)),
     };
     if (!actions[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -321,13 +328,15 @@ class MapPlane {
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
       this.onpoint(-1, 0, 0);
-      this.drag = at(event);
+      this.start = this.drag = at(event);
+      this.hasMoved = false;
       this.cross = this.corner = null;
       this.lasso = this.moving ? null : [this.drag];
     });
     canvas.addEventListener("pointermove", (event) => {
       const place = at(event);
       if (!this.drag) return this.onpoint(this.nearest(...place), ...place);
+      this.hasMoved = this.hasMoved || Math.hypot(place[0] - this.start[0], place[1] - this.start[1]) > SLIP;
       if (!this.moving) {
         this.lasso.push(place);
         return this.draw(true);
@@ -339,9 +348,10 @@ class MapPlane {
     });
     for (const name of ["pointerup", "pointercancel"]) {
       canvas.addEventListener(name, () => {
-        const polygon = this.lasso;
+        const polygon = this.lasso, isClick = this.drag && !this.hasMoved;
         this.drag = this.lasso = null;
-        if (name === "pointerup" && polygon && polygon.length > 2) this.select((x, y) => inside(x, y, polygon));
+        if (name === "pointerup" && isClick) this.pick(...this.start);
+        else if (name === "pointerup" && polygon && polygon.length > 2) this.select((x, y) => inside(x, y, polygon));
         this.draw(true);
       });
     }
