@@ -24,6 +24,7 @@ from dinomed.errors import DinomedError, first_line, printable
 from dinomed.images.bounds.containers import check_container, check_scans, count_gif_frames, too_large
 from dinomed.images.bounds.dicom_streams import is_data_set_start, is_dicom_start
 from dinomed.images.bounds.tiff_directories import count_tiff_pages
+from dinomed.images.bounds.tiff_samples import unsupported_tiff
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -288,9 +289,8 @@ def _reason(error: Exception, path: str | Path, max_pixels: int, private: bool) 
         return _kind(path)
     if isinstance(error, Image.DecompressionBombError):
         return too_large(int((re.findall(r"\d+", text) or ["0"])[0]), max_pixels)
-    if private:
-        return f"damaged ({type(error).__name__})"
-    return "truncated" if "truncated" in text.lower() else f"damaged ({text})"
+    shown = type(error).__name__ if private else text
+    return "truncated" if "truncated" in text.lower() and not private else f"damaged ({shown})"
 
 
 def _kind(path: str | Path) -> str:
@@ -303,7 +303,7 @@ def _kind(path: str | Path) -> str:
     if is_data_set_start(start):
         return "a DICOM data set without file meta information; its transfer syntax is unknown"
     if start.startswith(_MAGIC):
-        return "damaged or truncated in its header"
+        return unsupported_tiff(path) or "damaged or truncated in its header"
     words = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in words:
         return "SVG, a vector drawing; export it as PNG"

@@ -239,6 +239,18 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, expected: str
     assert reason(path) == expected
 
 
+def test_an_undamaged_tiff_that_is_not_read_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "lab.tif"
+    tifffile.imwrite(path, np.zeros((6, 5), np.uint8), byteorder="<", metadata=None)
+    gray, lab = (struct.pack("<HHIH", 262, 3, 1, colour) for colour in (1, 8))  # the tag of the form of colour
+    assert gray in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(gray, lab))
+    what = "a TIFF of CIELAB with 1 channel of 8 bits, which is not supported"
+    assert reason(path) == f"{what}; convert it to gray or RGB of 8 or 16 bits"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert reason(path) == "damaged or truncated in its header"
+
+
 def test_places_that_hold_no_file(tmp_path: Path) -> None:
     assert reason(tmp_path / "absent.png") == "does not exist"
     assert reason(tmp_path) == "is a folder"

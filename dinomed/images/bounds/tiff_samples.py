@@ -6,6 +6,7 @@ LZMA are decompressed up to the declared size. The other methods need the packag
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,24 @@ def open_tiff_page(path: str | Path) -> Iterator[Any]:
         count_tiff_pages(file)
         with warnings.catch_warnings(action="ignore"), tifffile.TiffFile(file) as tiff:
             yield tiff.pages.first
+
+
+def unsupported_tiff(path: str | Path) -> str | None:
+    """Return the reason why Pillow does not read an undamaged TIFF file; None for a damaged file or another format.
+
+    Such a file has a form of colour, a number of channels or a type of values that do not belong together, or that
+    Pillow does not support.
+    """
+    try:
+        with open_tiff_page(path) as page:
+            ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            if not ends or max(ends) > os.path.getsize(path):
+                return None
+            channels, colour = page.samplesperpixel, getattr(page.photometric, "name", page.photometric)
+            words = f"{channels} channel{'s' if channels > 1 else ''} of {page.bitspersample} bits"
+            return f"a TIFF of {colour} with {words}, which is not supported; convert it to gray or RGB of 8 or 16 bits"
+    except Exception:  # tifffile raises errors of many types on damaged files
+        return None
 
 
 def read_tiff_samples(page: Any) -> np.ndarray:
