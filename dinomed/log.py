@@ -49,6 +49,13 @@ def default_level() -> str:
     return os.environ.get("DINOMED_LOG") or "info"
 
 
+def in_notation(text: str) -> str:
+    """Return a text for a file as a message shows it: in a command, arguments in backticks are its options."""
+    record = logger.makeRecord(logger.name, logging.INFO, "", 0, "%s", (text,), None)
+    logger.filter(record)  # a command adds a filter that names its options
+    return record.getMessage()
+
+
 def is_quiet() -> bool:
     """Return whether notes and progress are hidden."""
     return not logger.isEnabledFor(logging.INFO)

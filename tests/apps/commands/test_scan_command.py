@@ -8,8 +8,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import dinomed
 from dinomed.datasets.manifest import read_manifest
 from dinomed.datasets.synthetic.lesions import write_lesions
 from dinomed.notice import RESEARCH_USE
@@ -145,3 +148,16 @@ def test_the_stale_list_of_an_earlier_scan_goes(lesions: Path, tmp_path: Path, r
     assert (tmp_path / "m.unreadable.csv").exists()
     assert run("scan", clean, "-o", out, "--overwrite")[0] == 0
     assert not (tmp_path / "m.unreadable.csv").exists()
+
+
+def test_a_remedy_in_the_list_of_unreadable_files_is_in_the_notation_of_its_caller(tmp_path: Path, run: Run) -> None:
+    folder = write_lesions(tmp_path / "skin", count=3, size=(40, 40), broken=0)
+    levels = np.zeros((40, 40), np.uint8)
+    levels[4:12], levels[12:20] = 120, 255
+    with open(folder / "labels.csv", newline="") as file:
+        mask = folder / next(csv.DictReader(file))["mask"]
+    Image.fromarray(levels).save(mask)
+    assert run("scan", folder, "--labels", "labels.csv", "-o", tmp_path / "m.csv")[0] == 0
+    assert "scan with --label-maps and train with --set kind=multiclass" in (tmp_path / "m.unreadable.csv").read_text()
+    dinomed.scan(folder, "labels.csv", out=tmp_path / "n.csv")
+    assert "scan with `label_maps=True` and train with `settings=" in (tmp_path / "n.unreadable.csv").read_text()
