@@ -129,7 +129,7 @@ def frame_elements(elements: Any, number: int) -> Any:
     """
     from pydicom.dataset import Dataset
 
-    shared, groups = (list(elements.get(name) or []) for name in FUNCTIONAL_GROUPS)
+    shared, groups = (elements.get(name) or [] for name in FUNCTIONAL_GROUPS)
     if groups and number >= len(groups):
         raise DinomedError(f"frame {number} has no functional group: the file has {len(groups)} of them")
     candidates = [*groups[number : number + 1], *shared[:1]]
