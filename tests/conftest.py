@@ -181,3 +181,37 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda_autocast() -> Callable[[], Any]:
+    """A context in which a CPU computes in float32 what CUDA's autocast computes in float32.
+
+    Most of these functions stay in half precision on a CPU. On CUDA tensors of two precisions meet in the next layer.
+    """
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
+    from torch.overrides import TorchFunctionMode
+
+    names = ["cumsum", "exp", "log", "log_softmax", "norm", "pow", "prod", "reciprocal", "rsqrt", "softmax", "sum"]
+    in_float32 = {getattr(place, name) for place in (torch, Tensor) for name in names} | {
+        functional.binary_cross_entropy_with_logits, functional.cosine_similarity, functional.cross_entropy,
+        functional.group_norm, functional.layer_norm, functional.log_softmax, functional.normalize, functional.softmax,
+    }  # fmt: skip
+
+    def float32(value: Any) -> Any:
+        is_half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if is_half else value
+
+    class CudaAutocast(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if function in in_float32 and torch.is_autocast_enabled("cpu"):
+                args = tuple(float32(value) for value in args)
+                kwargs = {name: float32(value) for name, value in kwargs.items()}
+            return function(*args, **kwargs)
+
+    return CudaAutocast

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from dinomed.errors import UsageError
 from dinomed.layers import packed_attention
@@ -23,6 +21,7 @@ from dinomed.pretrain.resolve import fit_to_teacher
 from dinomed.pretrain.train_step import TrainStep
 
 Tiny = Callable[..., PretrainConfig]
+CudaAutocast = Callable[[], Any]
 CPU = torch.device("cpu")
 
 
@@ -122,28 +121,8 @@ def test_settings_for_one_process_are_refused_with_several(
         TrainStep(tiny(**changes), CPU)
 
 
-FLOAT32_ON_CUDA = {
-    functional.layer_norm, functional.normalize, functional.softmax, functional.cosine_similarity, torch.Tensor.norm,
-    torch.Tensor.softmax, torch.Tensor.sum, torch.Tensor.exp, torch.Tensor.log, torch.Tensor.pow,
-}  # fmt: skip
-
-
-class CudaAutocast(TorchFunctionMode):
-    """Computes in float32 what CUDA's autocast computes in float32.
-
-    Most of these functions stay in half precision on a CPU. On CUDA tensors of two precisions meet in the next layer.
-    """
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if function in FLOAT32_ON_CUDA and torch.is_autocast_enabled("cpu"):
-            args = tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args)
-        return function(*args, **kwargs or {})
-
-
-def run_as_on_cuda(config: PretrainConfig, teacher: Teacher | None = None) -> None:
-    with CudaAutocast():
+def run_as_on_cuda(cuda_autocast: CudaAutocast, config: PretrainConfig, teacher: Teacher | None = None) -> None:
+    with cuda_autocast():
         report = TrainStep(config, CPU, teacher=teacher).run(batch(config), 2)
     assert report.finite
     assert all(norm > 0 for norm in report.gradient_norms.values())
@@ -157,31 +136,42 @@ def run_as_on_cuda(config: PretrainConfig, teacher: Teacher | None = None) -> No
         {"objective": {"pixel_weight": 1.0, "predictor_depth": 1},
          "masks": {"shape": "random", "probability": 1.0, "ratio": [0.75, 0.75]}},
         {"objective": {"targets": "centering", "untied_heads": False, "gram_weight": 2.0, "gram_start": 0.0}},
+        {"objective": {"pixel_weight": 1.0, "pixel_target": "hog", "queue": 8}},
+        {"tune": {"lora": {"rank": 2}}},
     ],
     ids=str,
 )  # fmt: skip
-def test_half_precision_works_with_the_autocast_of_cuda(tiny: Tiny, changes: dict[str, Any]) -> None:
+def test_half_precision_works_with_the_autocast_of_cuda(
+    tiny: Tiny, cuda_autocast: CudaAutocast, changes: dict[str, Any]
+) -> None:
     """On CUDA the first backward pass of `run.precision=bfloat16` failed in the last layer of the heads."""
     config = tiny(**changes)
-    run_as_on_cuda(config.model_copy(update={"run": config.run.model_copy(update={"precision": "bfloat16"})}))
+    run_as_on_cuda(
+        cuda_autocast, config.model_copy(update={"run": config.run.model_copy(update={"precision": "bfloat16"})})
+    )
 
 
 @pytest.mark.parametrize("method", ["heads", "features"])
-def test_a_distillation_in_half_precision_works_with_the_autocast_of_cuda(tiny: Tiny, method: str) -> None:
+def test_a_distillation_in_half_precision_works_with_the_autocast_of_cuda(
+    tiny: Tiny, cuda_autocast: CudaAutocast, method: str
+) -> None:
     large = tiny(backbone={"embed_dim": 32})
     objective = large.objective if method == "heads" else NO_LOSSES
     weights = build_side(large.backbone, objective).state_dict()
     teacher = Teacher(large.backbone, objective, large.preprocessing, weights)
-    run_as_on_cuda(fit_to_teacher(tiny(run={"precision": "bfloat16"}, distill={"method": method}), teacher), teacher)
+    config = tiny(run={"precision": "bfloat16"}, distill={"method": method})
+    run_as_on_cuda(cuda_autocast, fit_to_teacher(config, teacher), teacher)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_a_head_with_the_autocast_of_cuda_has_the_gradients_of_float32(half: torch.dtype) -> None:
+def test_a_head_with_the_autocast_of_cuda_has_the_gradients_of_float32(
+    half: torch.dtype, cuda_autocast: CudaAutocast
+) -> None:
     torch.manual_seed(0)
     head = ProjectionHead(12, ProjectionHeadConfig(prototypes=9, hidden=8, bottleneck=6))
     x, upstream = torch.randn(5, 12, requires_grad=True), torch.randn(5, 9)
     wanted = torch.autograd.grad((head(x) * upstream).sum(), [x, *head.parameters()])
-    with CudaAutocast(), torch.autocast("cpu", half):
+    with cuda_autocast(), torch.autocast("cpu", half):
         logits = head(x)
     assert logits.dtype == half
     actual = torch.autograd.grad((logits.float() * upstream).sum(), [x, *head.parameters()])

@@ -10,7 +10,7 @@ import torch
 
 from dinomed.errors import UsageError
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.losses.pixels import hog_targets, num_values, pixel_targets
+from dinomed.pretrain.losses.pixels import hog_targets, masked_regression_loss, num_values, pixel_targets
 from dinomed.pretrain.model.dinov2 import DINOv2, ViewBatch
 from dinomed.pretrain.trainer import pretrain
 
@@ -87,3 +87,15 @@ def test_a_run_with_the_regression_resumes_exactly_and_can_be_a_teacher(
 def test_pixels_need_masked_patches(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="masks none of 16 patches"):
         tiny(objective={"ibot_weight": 0, "pixel_weight": 1.0}, masks={"ratio": [0.0, 0.01]})
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_loss_of_half_precision_values_is_computed_in_float32(half: torch.dtype) -> None:
+    """The square of 300 is above the range of float16, and bfloat16 keeps 8 bits of it."""
+    predicted = torch.full((3, 4), 300.0, dtype=half, requires_grad=True)
+    loss = masked_regression_loss(predicted, torch.ones(3, 4, dtype=half), torch.ones(3), 1)
+    assert loss.dtype == torch.float32
+    assert loss.item() == 3 * 299.0**2
+    loss.backward()
+    assert predicted.grad is not None
+    assert predicted.grad.isfinite().all()
