@@ -17,7 +17,7 @@ from dinomed.log import logger
 _ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
 
 
-_OF_OTHERS = {"settings": "--set"}
+_OPTIONS_OF_OTHER_COMMANDS = {"settings": "--set"}
 
 
 printed_reports: list[bool] = []
@@ -42,7 +42,7 @@ def name_options(message: str, options: Mapping[str, str]) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]
-        words = options.get(name) or _OF_OTHERS.get(name) or "--" + name.replace("_", "-")
+        words = options.get(name) or _OPTIONS_OF_OTHER_COMMANDS.get(name) or "--" + name.replace("_", "-")
         if value is None or value == "True":
             return words
         plain = value[2:-2] if value.startswith("['") else value

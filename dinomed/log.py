@@ -49,7 +49,7 @@ def default_level() -> str:
     return os.environ.get("DINOMED_LOG") or "info"
 
 
-def in_notation(text: str) -> str:
+def translate_options(text: str) -> str:
     """Return a text for a file as a message shows it: in a command, arguments in backticks are its options."""
     record = logger.makeRecord(logger.name, logging.INFO, "", 0, "%s", (text,), None)
     logger.filter(record)  # a command adds a filter that names its options

@@ -57,8 +57,8 @@ class Condition:
         comma = next((cell for cell in cells if cell is not None and _COMMA.fullmatch(cell)), None)
         if comma is not None:  # beside whole numbers, such cells would be left out without a word
             raise UsageError(
-                f"`where={self}`: column {self.column!r} holds {comma!r}; write its numbers with a point, and scan "
-                "again"
+                f"`where={self}`: column {self.column!r} holds {comma!r}; write its numbers with a point and "
+                "without separators of thousands, then scan and index again"
             )
         if not any(number is not None for number in numbers):
             raise UsageError(f"`where={self}`: column {self.column!r} holds no numbers")

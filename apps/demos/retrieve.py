@@ -137,8 +137,8 @@ def show_cases(
                 drawn = None
             else:
                 drawn = draw_matches(picture.shown, similar_image, evidence, PAIR_PX, transparent=True)
-            without = evidence is not None and not evidence.matches
-            cases.append(_case(image_index, neighbor, drawn, PAIR_PX, no_match=without))
+            has_no_match = evidence is not None and not evidence.matches
+            cases.append(_case(image_index, neighbor, drawn, PAIR_PX, no_match=has_no_match))
     else:
         cases = [_case(image_index, neighbor, _read(image_index, neighbor.row), ALONE_PX) for neighbor in neighbors]
     hint = text("cases_hint")

@@ -37,8 +37,8 @@ def refuse_hidden_shape(image: Image.Image, values: np.ndarray) -> None:
     alpha = np.asarray(image.convert("RGBA"))[..., 3]
     if alpha.min() < alpha.max():
         raise DinomedError(
-            "black on a transparent ground: the shape is only in the transparency, which is not read; write it in gray "
-            "values, 255 in the mask and 0 outside"
+            "empty once its transparency is applied: the shape is only in the transparency, which is not read; write "
+            "it in gray values, 255 in the mask and 0 outside"
         )
 
 

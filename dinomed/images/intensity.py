@@ -159,7 +159,7 @@ def to_channels(image: Image.Image, channels: int) -> np.ndarray:
             "its three channels are windows or neighbouring slices, which a backbone that takes 1 channel would mix; "
             "write slices of one window, or use a backbone that takes 3"
         )
-    _refuse_hidden(image)
+    refuse_hidden(image)
     pixels = np.asarray(flatten(image).convert("RGB" if channels == 3 else "L"))
     return pixels.reshape(*pixels.shape[:2], channels)
 
@@ -205,7 +205,7 @@ def samples(image: Image.Image) -> np.ndarray:
     return values
 
 
-def _refuse_hidden(image: Image.Image) -> None:
+def refuse_hidden(image: Image.Image) -> None:
     """Raise if the alpha channel is 0 everywhere and the colours are not alike, as some renderers write images."""
     if not image.has_transparency_data:
         return

@@ -24,7 +24,7 @@ from dinomed.images.dicom.elements import is_dicom
 from dinomed.images.dicom.pixels import read_dicom, read_dicom_header
 from dinomed.images.dicom.segmentation import read_segmentation
 from dinomed.images.frames import FrameReference, parse_frame, read_frame
-from dinomed.images.intensity import IntensityConfig, match_channels, to_channels, to_range, to_samples
+from dinomed.images.intensity import IntensityConfig, match_channels, refuse_hidden, to_channels, to_range, to_samples
 from dinomed.io.files import replacing
 
 __all__ = [
@@ -132,12 +132,14 @@ def read_image_and_header(
             if at_least is not None:
                 _reduce(image, at_least)
             pixels = to_channels(image, channels)
-            if header.channels == 3 and header.bits > 8 and pixels.max() < 64:  # Pillow keeps the upper 8 of 16 bits
+            # Pillow keeps the upper 8 of 16 bits; colours over transparency, or of CMYK, may be dark as they are
+            if image.mode == "RGB" and header.bits > 8 and pixels.max() < 64:
                 scaled = _scale_colour(path, image, channels)
                 if scaled is not None:
                     return header, np.ascontiguousarray(upright(scaled, header.orientation))
             return header, upright_of(image, pixels)
         if not intensity.is_plain and header.channels == 3 and header.bits > 8:
+            refuse_hidden(image)
             pixels = _finish(path, read_deep_colour(path, image), channels, intensity)
             return header, np.ascontiguousarray(upright(pixels, header.orientation))  # Pillow turns only its own TIFF
         return header, upright_of(image, _finish(path, to_samples(image, channels), channels, intensity))

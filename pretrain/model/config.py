@@ -134,8 +134,9 @@ class InitialisationConfig(Config):
     )
     std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel, likewise")
     warmup: float | None = Field(
-        None, ge=0, le=1, description="fraction of the run in which only heads and mask token learn; 1: the whole run. "
-        "Default: 0.1 if the heads are new, 0 if they are among the weights"
+        None, ge=0, le=1, description="fraction of the run in which only the mask token and the parts beside the "
+        "backbone learn; 1: the whole run. Default: 0.1 if a head, predictor or projector is new, 0 if the weights "
+        "hold all of them"
     )  # fmt: skip
     resize_positions: bool = Field(
         False,

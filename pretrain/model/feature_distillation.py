@@ -43,12 +43,12 @@ class FeatureDistillation(Distillation):
         model, views = self.teacher["backbone"], batch.globals
         assert isinstance(model, TokenModel)
         grid = [side // backbone_of(self.student).patch_size for side in views.shape[-2:]]
-        own = grid if model.fixed_size is None else [model.fixed_size // model.patch_size] * 2
-        sides = [count * model.patch_size for count in own]
+        teacher_grid = grid if model.fixed_size is None else [model.fixed_size // model.patch_size] * 2
+        sides = [count * model.patch_size for count in teacher_grid]
         if sides != list(views.shape[-2:]):
             views = interpolate(views, sides, mode="bicubic", antialias=True, align_corners=False)
         tokens = model.forward_blocks(views, [-1])[0]
-        patches_VPD = tokens.patches if own == grid else _resize_grid(tokens.patches, own, grid)
+        patches_VPD = tokens.patches if teacher_grid == grid else _resize_grid(tokens.patches, teacher_grid, grid)
         return {"class": tokens.cls.unflatten(0, (2, -1)), "patch": patches_VPD.flatten(0, 1)}
 
     def make_targets(self, logits: dict[str, Tensor], temperature: float) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class FeatureDistillation(Distillation):
         return torch.stack([getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]).sum()
 
 
-def _resize_grid(patches_VPD: Tensor, own: list[int], grid: list[int]) -> Tensor:
-    """Resize patch tokens of a grid `own` (rows, columns) to another grid, bicubic, in float32."""
-    maps = patches_VPD.float().transpose(1, 2).unflatten(2, own)
+def _resize_grid(patches_VPD: Tensor, teacher_grid: list[int], grid: list[int]) -> Tensor:
+    """Resize patch tokens of a grid `teacher_grid` (rows, columns) to another grid, bicubic, in float32."""
+    maps = patches_VPD.float().transpose(1, 2).unflatten(2, teacher_grid)
     return interpolate(maps, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2).transpose(1, 2)

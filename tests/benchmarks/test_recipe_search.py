@@ -1,5 +1,6 @@
 """The recipe search: its results file, its runs, its choice and its table."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -131,6 +132,10 @@ def test_the_curves_have_the_lengths_of_a_variant_and_the_range_of_its_seeds(sea
     assert "k-NN" not in dice
     assert "muon" not in auroc + dice  # one length is no curve
     assert dice.count("<circle") == 3  # untrained, 12 and 45 minutes
-    low = search_module.draw_curves([item for item in rows if item["seed"] == 0], columns, "val")["auroc"].to_svg()
-    assert low != auroc  # the band of two seeds
+    same = [row("base", 0.85, 0.7, seed=item["seed"]) if item["minutes"] == 12 else item for item in rows[:3]]
+    flat = search_module.draw_curves([*same, *rows[3:]], columns, "val")["auroc"].to_svg()
+    lines, bands = re.compile("<polyline[^>]*>"), re.compile("<polygon[^>]*>")
+    assert len(bands.findall(auroc)) == len(bands.findall(flat)) == 2
+    assert lines.findall(flat)[-1] == lines.findall(auroc)[-1]  # the same mean of two seeds
+    assert bands.findall(flat)[-1] != bands.findall(auroc)[-1]
     assert search_module.draw_curves([row("base", 0.8, 0.7), row("muon", 0.8, 0.7)], columns, "val") == {}

@@ -127,5 +127,14 @@ def test_frames_without_a_window_have_the_range_of_the_first_frame_in_its_unit(
 def test_a_frame_that_the_file_does_not_describe_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.dcm", [group(SCALES[0]), group(SCALES[1])])
     shown(path, 1)
-    with pytest.raises(UnreadableImage, match="frame 2 has no functional group: the file has 2 of them"):
+    with pytest.raises(UnreadableImage, match="frame 2 has no functional group, but others have values"):
         shown(path, 2)
+
+
+def test_groups_that_say_nothing_of_values_may_be_fewer_than_frames(tmp_path: Path) -> None:
+    (slope, intercept), (center, width) = SCALES[0], WINDOWS[0]
+    path = save(
+        tmp_path / "a.dcm", [Dataset(), Dataset()], RescaleSlope=slope, RescaleIntercept=intercept,
+        WindowCenter=center, WindowWidth=width, VOILUTFunction="LINEAR_EXACT",
+    )  # fmt: skip
+    np.testing.assert_allclose(shown(path, 2), by_hand(2, SCALES[0], WINDOWS[0]), atol=1e-6)

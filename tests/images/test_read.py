@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import (
     MaskSizeError,
     UnreadableImage,
@@ -168,6 +169,15 @@ def test_sixteen_bit_colour_keeps_its_upper_bits(tmp_path: Path) -> None:
     rows = b"".join(b"\0" + struct.pack(">3H", 65535, 32768, 257) * 4 for _ in range(4))
     (tmp_path / "rgb16").write_bytes(png(4, 4, rows, depth=16, kind=2))
     assert read_image(tmp_path / "rgb16")[0, 0].tolist() == [255, 128, 1]
+
+
+def test_deep_colour_over_transparency_is_as_dark_as_it_is_shown(tmp_path: Path) -> None:
+    for name, samples in (("pale", [65535, 65535, 65535, 13107] * 4), ("hidden", [65535, 0, 0, 0, 0, 65535, 0, 0] * 2)):
+        rows = b"\0" + struct.pack(">16H", *samples)
+        (tmp_path / name).write_bytes(png(4, 4, rows * 4, depth=16, kind=6))
+    assert read_image(tmp_path / "pale")[0, 0].tolist() == [51, 51, 51]
+    with pytest.raises(UnreadableImage, match="transparent everywhere"):
+        read_image(tmp_path / "hidden", intensity=IntensityConfig(bits=16))
 
 
 def png(width: int, height: int, rows: bytes, depth: int = 8, kind: int = 0) -> bytes:

@@ -109,7 +109,7 @@ class LabelColumns:
         here = {name for row in self.labels_of_rows(manifest) for name in row}
         if here and not here & set(names):
             raise UsageError(
-                f"no image of split {split!r} has a class of the adapter, which are {_list_few(names)}; column "
+                f"no image of split {split!r} has one of the classes of the adapter: {_list_few(names)}; column "
                 f"{self.title!r} has {_list_few(sorted(here))}: give images with its classes, or spell them as it does"
             )
 

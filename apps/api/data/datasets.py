@@ -21,7 +21,7 @@ from dinomed.io.output_folder import (
     open_output_folder,
 )
 from dinomed.io.publish import move_ready
-from dinomed.log import in_notation, logger
+from dinomed.log import logger, translate_options
 
 
 def scan(
@@ -186,7 +186,7 @@ def _write(result: ScanResult, out: Path | None) -> ScanResult:
     if out is not None:  # the manifest, which makes the result complete, is written last
         unreadable = unreadable_list(out)
         if result.unreadable:
-            rows = [(name, in_notation(reason)) for name, reason in result.unreadable]
+            rows = [(name, translate_options(reason)) for name, reason in result.unreadable]
             write_csv(unreadable, ("path", "reason"), rows)
             logger.info(f"unreadable files and their reasons: {unreadable}")
         else:

@@ -64,7 +64,7 @@ def pair_masks(paths: Iterable[str]) -> Pairs:
         if _sign(path):
             candidates.append(path)
         else:
-            by_stem[composed(PurePosixPath(path).stem)].append(path)
+            by_stem[compose_letters(PurePosixPath(path).stem)].append(path)
     images = [path for same in by_stem.values() for path in same]
     masks_of: dict[str, list[str]] = defaultdict(list)
     doubtful: dict[str, str] = {}
@@ -122,12 +122,12 @@ def classes_of(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         for folder in _folders(path):
             if folder.lower() not in _IMAGE_FOLDERS and not (with_splits and split_name(folder)):
-                classes[path] = composed(folder)
+                classes[path] = compose_letters(folder)
                 break
     return classes
 
 
-def composed(text: str) -> str:
+def compose_letters(text: str) -> str:
     """Return text with composed letters (NFC). Some systems write ä in names of files as a and a mark above it."""
     return unicodedata.normalize("NFC", text)
 
@@ -147,7 +147,7 @@ def _sign(path: str) -> str | None:
 
 def _stem(mask: str) -> str:
     """Return the stem of the image that a mask belongs to."""
-    return composed(_MASK_SUFFIX.sub("", PurePosixPath(mask).stem))
+    return compose_letters(_MASK_SUFFIX.sub("", PurePosixPath(mask).stem))
 
 
 def _place(path: str) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ def _place(path: str) -> tuple[str, ...]:
     """
     places = []
     for folder in _folders(path):
-        words = [word for word in re.split("[_ ]", composed(folder).lower()) if word and word not in _KIND]
+        words = [word for word in re.split("[_ ]", compose_letters(folder).lower()) if word and word not in _KIND]
         # The part numbers of a challenge differ between images and masks; a folder with such a name alone is a place.
         places.append(" ".join([word for word in words if not _PART.fullmatch(word)] or words))
     return tuple(filter(None, places))

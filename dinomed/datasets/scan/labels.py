@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dinomed.datasets.manifest import RESERVED
-from dinomed.datasets.scan.folders import composed
+from dinomed.datasets.scan.folders import compose_letters
 from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
 from dinomed.datasets.tables import read_csv
@@ -186,7 +186,7 @@ def _split(path: Path, number: int, word: str) -> str:
 
 def _stripped(cell: str | None, known: set[str]) -> str | None:
     """Remove leading and trailing blanks of a cell, and compose its letters, unless the cell is the path of a file."""
-    return cell if cell is None or cell in known else composed(cell.strip()) or None
+    return cell if cell is None or cell in known else compose_letters(cell.strip()) or None
 
 
 def _alike(
@@ -274,13 +274,13 @@ class FileSearch:
         self.files, self.videos = {*files, *videos}, set(videos)
         self.by_form: dict[str, list[str]] = defaultdict(list)
         for path in self.files:
-            self.by_form[composed(path)].append(path)
+            self.by_form[compose_letters(path)].append(path)
         images = [*images, *videos]
         self.by_name: dict[bool, dict[str, list[str]]] = {}
         for masks, paths in ((False, list(images)), (True, sorted(self.files.difference(images)))):
             names = self.by_name[masks] = defaultdict(list)
             for path in paths:
-                name, stem = composed(PurePosixPath(path).name), composed(PurePosixPath(path).stem)
+                name, stem = compose_letters(PurePosixPath(path).name), compose_letters(PurePosixPath(path).stem)
                 for form in {name, stem}:
                     names[form].append(path)
 
@@ -293,9 +293,11 @@ class FileSearch:
                 frame = None if masks else self._frame(path)
                 if path in self.files or frame is not None:
                     return frame or path, ""
-                if len(same := self.by_form.get(composed(path), [])) == 1:
+                if len(same := self.by_form.get(compose_letters(path), [])) == 1:
                     return same[0], ""
-        matches = self.by_name[masks].get(composed(cell)) or self.by_name[masks].get(composed(stripped), [])
+        matches = self.by_name[masks].get(compose_letters(cell)) or self.by_name[masks].get(
+            compose_letters(stripped), []
+        )
         if len(matches) == 1:
             return matches[0], ""
         if matches:

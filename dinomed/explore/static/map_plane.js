@@ -326,6 +326,7 @@ class MapPlane {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     canvas.addEventListener("pointerdown", (event) => {
+      if (event.button) return; // the menu of the browser
       canvas.setPointerCapture(event.pointerId);
       this.onpoint(-1, 0, 0);
       this.start = this.drag = at(event);

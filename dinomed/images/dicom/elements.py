@@ -125,13 +125,16 @@ def frame_elements(elements: Any, number: int) -> Any:
         number: of the frame, from 0.
 
     Raises:
-        DinomedError: the file describes some of its frames, and not this one. The message is a reason.
+        DinomedError: values or windows of some frames are in the file, and not of this one. The message is a reason.
     """
     from pydicom.dataset import Dataset
 
     shared, groups = (elements.get(name) or [] for name in FUNCTIONAL_GROUPS)
-    if groups and number >= len(groups):
-        raise DinomedError(f"frame {number} has no functional group: the file has {len(groups)} of them")
+    if number >= len(groups) and any(name in group for group in groups for name in _REPLACED):
+        raise DinomedError(
+            f"frame {number} has no functional group, but others have values or windows of their own: the file has "
+            f"{len(groups)} groups; export it again from its source"
+        )
     candidates = [*groups[number : number + 1], *shared[:1]]
     if not candidates:
         return elements

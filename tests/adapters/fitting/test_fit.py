@@ -280,7 +280,7 @@ def test_a_class_with_one_image_and_an_unknown_class_are_reported(
     assert metrics["per_class"]["new"]["recall"] == 0.0
     assert {"new", "single"} <= set(metrics["undefined_auroc"])
     assert np.isfinite(metrics["auroc"])
-    with pytest.raises(UsageError, match="no image of split 'test' has a class of the adapter"):
+    with pytest.raises(UsageError, match="no image of split 'test' has one of the classes of the adapter"):
         evaluate(folder, change(manifest, label=["other"] * len(manifest)), "test")
 
 
