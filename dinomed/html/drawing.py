@@ -148,7 +148,7 @@ class Drawing:
         )
 
     def to_image(self, *, transparent: bool = False) -> Image.Image:
-        """Return the drawing as an RGB image with `SCALE` pixels a unit, or `transparent` as RGBA without a ground."""
+        """Return the drawing as RGB with `SCALE` pixels a unit, or `transparent` as RGBA without a background."""
         scale = 2 * SCALE  # reduced at the end, for smooth edges
         size = round(self.width * scale), round(self.height * scale)
         canvas = Image.new("RGBA", size) if transparent else Image.new("RGB", size, PAGE)
@@ -223,24 +223,21 @@ def _svg(shape: _Shape, themed: bool) -> str:
             f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"'
             f'{style} href="{data_url(pixels)}"><title>{escape(shape.label)}</title></image>'
         )
+    color = _THEMED.get(shape.color, shape.color) if themed else shape.color
     if isinstance(shape, _Line):
         dashes = f' stroke-dasharray="{DASH} {DASH}"' if shape.dashed else ""
-        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
         return (
             f'<polyline points="{_points(shape.points)}" fill="none" stroke="{color}" '
             f'stroke-width="{shape.width:g}"{dashes}/>'
         )
     if isinstance(shape, _Area):
-        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
         return f'<polygon points="{_points(shape.points)}" fill="{color}" fill-opacity="{AREA_OPACITY}"/>'
     if isinstance(shape, _Dot):
         x, y = shape.centre
         rim = "" if shape.rim is None else f' stroke="{shape.rim}"'
-        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{shape.radius:g}" fill="{color}"{rim}/>'
     if isinstance(shape, _Dots):
         path = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in shape.centres)  # lines of no length with round ends
-        color = _THEMED.get(shape.color, shape.color) if themed else shape.color
         return (
             f'<path d="{path}" stroke="{color}" stroke-width="{2 * shape.radius:.1f}" stroke-linecap="round" '
             'stroke-opacity="0.65"/>'
@@ -251,7 +248,6 @@ def _svg(shape: _Shape, themed: bool) -> str:
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
             f'stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
         )
-    color = _THEMED.get(shape.color, shape.color) if themed else shape.color
     weight = ' font-weight="600"' if shape.bold else ""
     return (  # as a style: the style sheet of a page has a colour and a size for text
         f'<text x="{shape.place[0]:.1f}" y="{shape.place[1]:.1f}" text-anchor="{shape.anchor}"{weight} '
