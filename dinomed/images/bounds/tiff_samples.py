@@ -52,8 +52,11 @@ def unsupported_tiff(path: str | Path) -> str | None:
             ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
             if not ends or max(ends) > os.path.getsize(path):
                 return None
-            channels, colour = page.samplesperpixel, getattr(page.photometric, "name", page.photometric)
-            words = f"{channels} channel{'s' if channels > 1 else ''} of {page.bitspersample} bits"
+            channels, bits, colour = page.samplesperpixel, page.bitspersample, page.photometric
+            if not (isinstance(channels, int) and isinstance(bits, int) and isinstance(colour, int)):
+                return None  # a damaged tag holds many values, which the message would all list
+            words = f"{channels} channel{'s' if channels > 1 else ''} of {bits} bits"
+            colour = getattr(colour, "name", colour)
             return f"a TIFF of {colour} with {words}, which is not supported; convert it to gray or RGB of 8 or 16 bits"
     except Exception:  # tifffile raises errors of many types on damaged files
         return None
