@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.scan.folders import compose_letters
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import sha256_file
@@ -26,7 +27,9 @@ _FORM = re.compile(r"\s*([^=<>!]+?)\s*(!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition on a column, such as ``sex=male``, ``sex!=male`` or ``age>=50``. An empty cell never meets it."""
+    """A condition on a column, such as ``sex=male``, ``sex!=male`` or ``age>=50``. An empty cell never meets it. Texts
+    are equal in any Unicode form.
+    """
 
     column: str
     sign: str
@@ -41,14 +44,15 @@ class Condition:
         Raises:
             UsageError: no such column, a value that no row has, or an order comparison without numbers.
         """
-        cells = [None if cell is None else str(cell) for cell in manifest.column(self.column)]
+        cells = [None if cell is None else compose_letters(str(cell)) for cell in manifest.column(self.column)]
         if self.sign in _COMPARISONS:
             return self._compare(cells)
         known = {cell for cell in cells if cell is not None}
-        if self.value not in known:
-            raise UsageError(f"`where={self}`: no image has {self.value!r} there{did_you_mean(self.value, known)}")
+        value = compose_letters(self.value)
+        if value not in known:
+            raise UsageError(f"`where={self}`: no image has {value!r} there{did_you_mean(value, known)}")
         is_equality = self.sign == "="
-        return np.array([cell is not None and (cell == self.value) == is_equality for cell in cells], bool)
+        return np.array([cell is not None and (cell == value) == is_equality for cell in cells], bool)
 
     def _compare(self, cells: list[str | None]) -> np.ndarray:
         bound, numbers = _number(self.value), [None if cell is None else _number(cell) for cell in cells]

@@ -79,8 +79,9 @@ def read_labels(
     """Read a CSV with one row per image.
 
     The image column contains a path relative to `folder` or to the folder of the CSV, a file name, or a stem. A file
-    name or a stem must be unique. Leading and trailing blanks of a cell are removed, and letters with accents are
-    composed (NFC), unless the cell is the path of a file.
+    name or a stem must be unique. Other columns of files contain paths only. Blanks around a name, its Unicode form and
+    backslashes make no difference (`FileSearch`). Leading and trailing blanks of other cells are removed, and letters
+    with accents are composed (NFC).
 
     Args:
         files: all image files below `folder`, including masks.
@@ -106,15 +107,16 @@ def read_labels(
         out.notes.append(f"columns of {path.name} that are not used: {', '.join(unused)}")
     free = [name for name in free if name not in RESERVED]
     known, index = set(files), {name: i for i, name in enumerate(names)}
-    cells_by_name = {name: [row[index[name]] for row in rows] for name in free}
+    search = FileSearch(folder, path.parent, files, images, videos)
     _check_keep(path, keep, names, keep_ids)
-    left_out = [name for name in free if name not in keep and not _is_understood(name, cells_by_name[name], known)]
+    columns = {name: _read_column(name, [row[index[name]] for row in rows], search, name in keep) for name in free}
+    left_out = [name for name in free if columns[name] is None]
     if left_out:
         out.notes.append(
             f"columns of {path.name} that are not kept: {', '.join(left_out)}; keep one with --keep COLUMN, if it "
             "identifies nobody"
         )
-    free = [name for name in free if name not in left_out]
+    values_by_name = {name: values for name, values in columns.items() if values is not None}
     if (
         "group" not in sources
         and roles["group"] is None
@@ -124,12 +126,11 @@ def read_labels(
             f"column {group_like[0]!r} may be a group; to keep all images of a group in one split, use "
             f"--group {group_like[0]}"
         )
-    out.columns = [*sources, *free]
-    search = FileSearch(folder, path.parent, files, images, videos)
+    out.columns = [*sources, *values_by_name]
     row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
         image_cell = cells[index[image_column]]
-        if image_cell is None:
+        if image_cell is None or not image_cell.strip():
             raise UsageError(f"{path}, row {number}: column {image_column!r} is empty")
         image, reason = search.find(image_cell)
         if image is None:
@@ -138,19 +139,21 @@ def read_labels(
         if image in row_numbers:
             raise UsageError(f"{path}: image {image!r} in rows {row_numbers[image]} and {number}; keep one")
         row_numbers[image] = number
-        row = {role: _stripped(cells[index[name]], known) for role, name in sources.items()}
+        row = {role: _text(cells[index[name]]) for role, name in sources.items()}
+        if row.get("group") is not None:
+            row["group"] = _file_or_text(cells[index[sources["group"]]], search)
         if (word := row.get("split")) is not None:
             row["split"] = _split(path, number, word)
         if (word := row.get("mask")) is not None:
-            row["mask"], reason = search.find(word, masks=True)
+            row["mask"], reason = search.find(cells[index[sources["mask"]]] or "", masks=True)
             if row["mask"] is None:
                 out.missing.append((word, f"mask of {image} in {path.name}, but {reason}"))
-        out.rows[image] = row | {name: _stripped(cells[index[name]], known) for name in free}
+        out.rows[image] = row | {name: values[number - 2] for name, values in values_by_name.items()}
     for role in ("label", "group"):
         if role in sources:
             out.warnings += _alike(role, out.rows, row_numbers, personal=role == "group" and not keep_ids)
             out.warnings += _missing_words(role, out.rows, row_numbers)
-    out.targets = {cell for name in free for cell in cells_by_name[name] if cell in known}
+    out.targets = {value for values in values_by_name.values() for value in values if value in known}
     return out
 
 
@@ -184,9 +187,15 @@ def _split(path: Path, number: int, word: str) -> str:
     return split
 
 
-def _stripped(cell: str | None, known: set[str]) -> str | None:
-    """Remove leading and trailing blanks of a cell, and compose its letters, unless the cell is the path of a file."""
-    return cell if cell is None or cell in known else compose_letters(cell.strip()) or None
+def _text(cell: str | None) -> str | None:
+    """Remove leading and trailing blanks of a cell, and compose its letters; None for an empty cell."""
+    return None if cell is None else compose_letters(cell.strip()) or None
+
+
+def _file_or_text(cell: str | None, search: "FileSearch") -> str | None:
+    """Return the file of the folder that a cell names by its path, and the text of any other cell."""
+    text = _text(cell)
+    return text if cell is None or text is None else search.path(cell, beside=False) or text
 
 
 def _alike(
@@ -233,12 +242,27 @@ def _check_keep(path: Path, keep: Sequence[str], names: Sequence[str], keep_ids:
             raise UsageError(f"--keep {name}: a column of this name may identify patients; add --keep-ids to keep it")
 
 
-def _is_understood(name: str, cells: Sequence[str | None], known: set[str]) -> bool:
-    """Return whether a column holds only paths of files of the folder, or is the column `frame` with only numbers."""
-    values = [cell for cell in cells if cell is not None]
-    if name == FRAME:
-        return bool(values) and all(re.fullmatch(r"\s*\d+(\.\d*)?\s*", value) for value in values)
-    return bool(values) and all(value in known for value in values)
+def _read_column(name: str, cells: Sequence[str | None], search: "FileSearch", keep: bool) -> list[str | None] | None:
+    """Return the values of a column: paths of files, if every cell is one; texts, if it is to be kept or is the column
+    `frame` with only numbers; else None.
+
+    A cell without a folder and an extension may be a patient; no file beside the CSV makes it a path.
+    """
+    texts = [_text(cell) for cell in cells]
+    if name == FRAME and any(texts) and all(re.fullmatch(r"\d+(\.\d*)?", text) for text in texts if text):
+        return texts
+    paths: dict[str, str] = {}
+    for cell, text in zip(cells, texts, strict=True):
+        if cell is None or text is None or cell in paths:
+            continue
+        path = search.path(cell, beside=any(mark in cell for mark in "/\\."))
+        if path is None or path in search.videos:
+            break
+        paths[cell] = path
+    else:
+        if paths:
+            return [paths.get(cell or "") for cell in cells]
+    return [_file_or_text(cell, search) for cell in cells] if keep else None
 
 
 def number_groups(
@@ -284,20 +308,33 @@ class FileSearch:
                 for form in {name, stem}:
                     names[form].append(path)
 
-    def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
-        """Return the path relative to the folder, or None and the reason."""
+    def path(self, cell: str, *, beside: bool = True, frames: bool = False) -> str | None:
+        """Return the file that a cell names by a path, relative to the folder; None if there is none.
+
+        Args:
+            cell: a path relative to the folder. Blanks around it, its Unicode form and backslashes make no difference,
+                unless a file is named exactly like the cell.
+            beside: the path may be relative to the folder of the CSV too.
+            frames: the path may be that of a frame of a video.
+        """
         stripped = cell.strip()
         for text in dict.fromkeys((cell, stripped, stripped.replace("\\", "/"))):
-            for base in (self.folder, self.beside):
+            for base in (self.folder, self.beside) if beside else (self.folder,):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
-                frame = None if masks else self._frame(path)
+                frame = self._frame(path) if frames else None
                 if path in self.files or frame is not None:
-                    return frame or path, ""
+                    return frame or path
                 if len(same := self.by_form.get(compose_letters(path), [])) == 1:
-                    return same[0], ""
-        matches = self.by_name[masks].get(compose_letters(cell)) or self.by_name[masks].get(
-            compose_letters(stripped), []
-        )
+                    return same[0]
+        return None
+
+    def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
+        """Return the path relative to the folder, or None and the reason."""
+        path = self.path(cell, frames=not masks)
+        if path is not None:
+            return path, ""
+        names = self.by_name[masks]
+        matches = names.get(compose_letters(cell)) or names.get(compose_letters(cell.strip()), [])
         if len(matches) == 1:
             return matches[0], ""
         if matches:

@@ -22,6 +22,7 @@ def manifest() -> Manifest:
             "group": ["p1", "p1", "p2", None, None, "p3"],
             "sex": ["male", "female", "male", None, "female", "male"],
             "age": ["50", "9", "70.5", None, "nan", "old"],
+            "site": ["Ha\u0308nde", "H\u00e4nde", "Arm", None, "Arm", "Arm"],
             "mm": ["3", "4,5", "6", None, "7", "8"],
         },
         Path("."),
@@ -37,6 +38,8 @@ def manifest() -> Manifest:
         (["age<50"], [1]),
         ([" sex = male ", "age > 50"], [2]),
         (["image=1.png"], [1]),
+        (["site=H\u00e4nde"], [0, 1]),  # in both Unicode forms
+        (["site!=Ha\u0308nde"], [2, 4, 5]),
     ],
 )
 def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> None:

@@ -113,6 +113,48 @@ def test_names_and_labels_in_either_unicode_form_are_the_same(tmp_path: Path, pa
     assert scan(tmp_path / "classes", "folders").manifest.classes() == ["N\u00e4vus"]
 
 
+def test_other_columns_of_files_are_matched_like_masks(
+    tmp_path: Path, paint: Callable[..., Any], cells: Callable[..., Any]
+) -> None:
+    both = ["a\u0308", "\u00e4"]
+    for number, (file, cell) in enumerate(zip(both, reversed(both), strict=True)):
+        root = tmp_path / str(number)
+        for row in range(2):
+            paint(root / f"images/{row}.png", row)
+            for place in ("vessels", "tables/polyps"):
+                write_mask(root / place / f"{file}{row}.png", np.ones((12, 16), np.uint8))
+        write_mask(root / f"depth/{file}0.png", np.ones((12, 16), np.uint8))
+        lines = [
+            "image,vessels,depth,polyps,group",
+            f"images/0.png, vessels/{cell}0.png ,depth\\{cell}0.png,polyps/{cell}0.png,depth/{cell}0.png",
+            f"images/1.png,./vessels/{file}1.png, ,polyps/{cell}1.png ,depth/{file}0.png ",
+        ]
+        (root / "tables" / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        result = scan(root, root / "tables" / "labels.csv", keep_ids=True)
+        assert result.manifest.column("image") == ["images/0.png", "images/1.png"]  # a mask is no image
+        assert result.manifest.column("vessels") == [f"vessels/{file}0.png", f"vessels/{file}1.png"]
+        assert result.manifest.column("depth") == [f"depth/{file}0.png", None]
+        assert result.manifest.column("polyps") == [f"tables/polyps/{file}{row}.png" for row in range(2)]
+        assert result.manifest.column("group") == [f"depth/{file}0.png"] * 2
+        (root / "tables" / "labels.csv").write_text(
+            "\n".join([*lines[:2], "images/1.png,gone.png,,,"]), encoding="utf-8"
+        )
+        result = scan(root, root / "tables" / "labels.csv", keep=["vessels"])  # not all are files
+        of_images = cells(result, "vessels")
+        assert [of_images[f"images/{row}.png"] for row in range(2)] == [f"vessels/{file}0.png", "gone.png"]
+
+
+def test_patients_that_are_named_like_files_beside_the_table_are_not_kept(
+    tmp_path: Path, paint: Callable[..., Any]
+) -> None:
+    for name in ("7", "8"):
+        paint(tmp_path / "tables" / name, int(name))
+    (tmp_path / "tables" / "labels.csv").write_text("image,case,label\n7,7,nv\n8,8,mel\n")
+    result = scan(tmp_path, tmp_path / "tables" / "labels.csv")
+    assert "case" not in result.manifest.columns
+    assert result.manifest.column("image") == ["tables/7", "tables/8"]
+
+
 def test_words_for_a_missing_value_are_reported(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "nv,L0,", "NA,unknown,")
     edit(folder, "mel,L1,02", "nan,L1,02")
