@@ -12,8 +12,8 @@ def draw_matches(
 ) -> np.ndarray:
     """Return the query on the left and the result on the right, uint8 (H, W, 3).
 
-    A `transparent` picture is uint8 (H, W, 4). It has no ground, and no note if there is no match: the page that shows
-    it has a light or a dark theme, and writes the note itself.
+    A `transparent` picture is uint8 (H, W, 4). It has no background, and no note if there is no match: the page that
+    shows it has a light or a dark theme, and writes the note itself.
 
     Args:
         query: uint8 (H, W, 3), of any size.

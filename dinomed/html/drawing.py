@@ -136,13 +136,13 @@ class Drawing:
         self._shapes.append(_Text(place, text, size, color, anchor, bold))
 
     def to_svg(self, *, themed: bool = False) -> str:
-        """Return the SVG element. In a page, `themed` text has the colour of the page, and no ground is drawn."""
-        ground = "" if themed else f'<rect width="100%" height="100%" fill="{PAGE}"/>'
+        """Return the SVG element. In a page, `themed` text has the colour of the page, and no background is drawn."""
+        background = "" if themed else f'<rect width="100%" height="100%" fill="{PAGE}"/>'
         namespace = "" if themed else 'xmlns="http://www.w3.org/2000/svg" '  # HTML knows it, and a page has no address
         size = f'viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}"'
         return (
             f'<svg {namespace}data-generator="dinomed" {size} role="img" '
-            f'aria-label="{escape(self.label)}" font-family="system-ui, sans-serif">{ground}'
+            f'aria-label="{escape(self.label)}" font-family="system-ui, sans-serif">{background}'
             + "".join(_svg(shape, themed) for shape in self._shapes)
             + "</svg>"
         )

@@ -127,20 +127,20 @@ def test_any_two_level_mask_is_taken_as_it_is(height: int, width: int, seed: int
     assert np.array_equal(binarize(mask), mask)
 
 
-def on_transparent(mask: np.ndarray, mode: str, ground: int, shape: int) -> Image.Image:
-    """Return a shape of one gray level on a transparent ground of another."""
+def on_transparent(mask: np.ndarray, mode: str, background: int, shape: int) -> Image.Image:
+    """Return a shape of one gray level on a transparent background of another."""
     if mode == "P":
         indexed = Image.fromarray(mask, "P")
-        indexed.putpalette([ground] * 3 + [shape] * 3)
+        indexed.putpalette([background] * 3 + [shape] * 3)
         return saved(indexed, transparency=0)
-    levels = np.where(mask > 0, shape, ground).astype(np.uint8)
+    levels = np.where(mask > 0, shape, background).astype(np.uint8)
     return saved(Image.fromarray(np.dstack([levels, mask * 255]), "LA").convert(mode))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-@pytest.mark.parametrize("ground", [0, 255])
-def test_a_black_shape_on_a_transparent_ground_is_no_empty_mask(mode: str, ground: int) -> None:
+@pytest.mark.parametrize("background", [0, 255])
+def test_a_black_shape_on_a_transparent_background_is_no_empty_mask(mode: str, background: int) -> None:
     with pytest.raises(DinomedError, match="the shape is only in the transparency"):
-        to_mask(on_transparent(disc(), mode, ground, 0))
-    assert np.array_equal(to_mask(on_transparent(disc(), mode, ground, 255)), disc())
-    assert not to_mask(on_transparent(disc(radius=0), mode, ground, 0)).any()
+        to_mask(on_transparent(disc(), mode, background, 0))
+    assert np.array_equal(to_mask(on_transparent(disc(), mode, background, 255)), disc())
+    assert not to_mask(on_transparent(disc(radius=0), mode, background, 0)).any()

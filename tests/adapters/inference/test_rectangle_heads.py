@@ -91,7 +91,7 @@ def test_predicted_masks_have_the_place_and_shape_of_the_spots(
     predictor = SegmentPredictor(changed, trained.adapter, trained.backbone)
 
     def redness(features: Features) -> torch.Tensor:
-        """The mask that the pixels of the input show: the red of the spots is far above the grey of the ground."""
+        """The mask that the pixels of the input show: the red of the spots is far above the grey of the background."""
         assert features.images is not None
         return 20 * (features.images[:, :1] - features.images[:, 1:2] - 1.5)
 

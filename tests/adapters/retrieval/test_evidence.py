@@ -48,7 +48,7 @@ def test_the_drawing_shows_both_and_marks_the_pairs() -> None:
     assert not (np.abs(none.astype(int) - (64, 255, 255)).max(axis=-1) < 3).any()
 
 
-def test_a_transparent_drawing_has_no_ground_and_no_note() -> None:
+def test_a_transparent_drawing_has_no_background_and_no_note() -> None:
     left, right = np.full((80, 160, 3), 90, np.uint8), np.full((40, 40, 3), 90, np.uint8)
     evidence = match_images(*moved(), ((80, 160), (40, 40)))
     opaque = draw_matches(left, right, evidence, tile_px=160)

@@ -29,7 +29,7 @@ def run(*arguments: object) -> None:
 
 def spots(kind: int, channels: int, rng: np.random.Generator) -> np.ndarray:
     """uint16 (40, 40, channels): a round spot, bright in the first channel for kind 0 and in the last for kind 1, on
-    a ground that no 8 bits could tell from black."""
+    a background that no 8 bits could tell from black."""
     rows, columns = np.mgrid[:40, :40]
     centre = rng.uniform(12, 28, 2)
     spot = np.exp(-((rows - centre[0]) ** 2 + (columns - centre[1]) ** 2) / 40)[..., None]
