@@ -11,6 +11,7 @@ from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preproc
 from dinomed.config import Config, build_config, load_config, merge, parse_overrides
 from dinomed.errors import UsageError
 from dinomed.images.intensity import IntensityConfig
+from dinomed.log import logger
 from dinomed.loggers.names import LoggerNames
 from dinomed.pretrain.data.config import CropConfig
 from dinomed.pretrain.data.masking import MaskConfig
@@ -23,7 +24,7 @@ from dinomed.pretrain.model.config import (
 )
 from dinomed.pretrain.optim.config import OptimizerConfig
 
-HIGH_RESOLUTION = 518  # px (Oquab et al. 2023, section 4)
+HIGH_RESOLUTION, LOW_RESOLUTION = 518, 224  # px of the two phases (Oquab et al. 2023, section 4)
 
 
 class RunConfig(Config):
@@ -185,7 +186,8 @@ class PretrainConfig(Config):
 def load_pretrain_config(path: Path, overrides: Iterable[str] = (), phase: str | None = None) -> PretrainConfig:
     """Load a config from YAML, with ``a.b=value`` overrides and, for ``phase="highres"``, the high-resolution settings.
 
-    Overrides replace the settings of the phase. If one of them is `crops.global_size`, the phase uses this size.
+    Overrides replace the settings of the phase. If one of them is `crops.global_size`, the phase uses this size, else
+    that of `to_high_resolution`.
 
     Raises:
         UsageError: a setting is wrong, the phase is unknown, or a high-resolution phase has no initial weights.
@@ -198,15 +200,21 @@ def load_pretrain_config(path: Path, overrides: Iterable[str] = (), phase: str |
         raise UsageError(f"`phase={phase!r}` is unknown; use highres")
     settings = parse_overrides(overrides)
     has_size = "global_size" in settings.get("crops", {})
-    size = config.crops.global_size if has_size else HIGH_RESOLUTION  # local crops follow it
-    large = to_high_resolution(load_config(PretrainConfig, path), size).model_dump()
+    size = config.crops.global_size if has_size else None  # local crops follow it
+    recipe = load_config(PretrainConfig, path)
+    large = to_high_resolution(recipe, size).model_dump()
     config = build_config(PretrainConfig, merge(large, settings), "`phase=highres`")
     if config.start.weights is None:
         raise UsageError("`phase=highres` needs the weights of a run; add `start=RUN`")
+    logger.info(
+        f"`phase=highres`: global views of {config.crops.global_size} px and local views of {config.crops.local_size} "
+        f"px, in place of {recipe.crops.global_size} and {recipe.crops.local_size} px; "
+        "`settings=['crops.global_size=SIZE']` sets another size"
+    )
     return config
 
 
-def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> PretrainConfig:
+def to_high_resolution(config: PretrainConfig, size: int | None = None) -> PretrainConfig:
     """Return the settings of the short high-resolution phase at the end of pretraining (Oquab et al. 2023, section 4).
 
     All crops grow by the same factor, the position embedding is resized once, and every schedule runs over the steps
@@ -214,9 +222,13 @@ def to_high_resolution(config: PretrainConfig, size: int = HIGH_RESOLUTION) -> P
     not give the learning rate, only says that it is lower; here it is a tenth.
 
     Args:
-        size: side of the global crops, px; rounded to whole patches.
+        size: side of the global crops, px; rounded to whole patches. None for the factor of the paper, 518 / 224, but
+            not above 518 px.
     """
     patch, crops, run = config.backbone.patch_size, config.crops, config.run
+    if size is None:
+        grown = crops.global_size * HIGH_RESOLUTION / LOW_RESOLUTION
+        size = max(min(round(grown), HIGH_RESOLUTION), crops.global_size)
     global_size = round(size / patch) * patch
     local_size = max(round(crops.local_size * global_size / crops.global_size / patch), 1) * patch
     changes = {

@@ -20,7 +20,7 @@ from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint
 from dinomed.log import logger
 from dinomed.loggers.names import check_loggers
 from dinomed.pretrain.config import PretrainConfig
-from dinomed.pretrain.data.select_images import check_channels, select_images
+from dinomed.pretrain.data.select_images import check_channels, select_images, warn_small_images
 from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.feature_distillation import NO_LOSSES
 from dinomed.pretrain.model.initialisation import (
@@ -104,6 +104,7 @@ def resolve_config(
     _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
     manifest = open_dataset(data)
     train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
+    warn_small_images(train, resolved.crops.global_size, resolved.backbone.patch_size)
     resolved = fit_to_images(resolved, train)
     has_heads = teacher_of_run is not None or (initialisation is not None and bool(initialisation.head_configs))
     resolved = scale_to_data(resolved, len(train), keep_heads=has_heads)

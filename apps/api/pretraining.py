@@ -52,7 +52,7 @@ def pretrain(
         mean: mean of each channel in 0 to 1, for weights of `start` that name none; see `load_backbone`. The run and
             its backbone record it.
         std: standard deviation of each channel, likewise.
-        phase: ``"highres"`` for the short phase with crops of 518 px, after `start`.
+        phase: ``"highres"`` for the short phase at the end, after `start`, with crops that are larger by 518 / 224.
         seed: `run.seed` of the config.
         resume: continue an interrupted run in `out`.
         overwrite: replace an earlier run in `out`.

@@ -30,7 +30,9 @@ def pretrain(
     weights: Annotated[Path | None, Option("--weights", help="File with the weights of that released name.")] = None,
     mean: Mean = None,
     std: Std = None,
-    phase: Annotated[str | None, Option("--phase", help="highres: crops of 518 px; needs --from RUN.")] = None,
+    phase: Annotated[
+        str | None, Option("--phase", help="highres: the last phase, with larger crops; needs --from RUN.")
+    ] = None,
     seed: Seed = None,
     resume: Resume = False,
     overwrite: Overwrite = False,

@@ -6,6 +6,8 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
 from dinomed.log import logger
 
+NEARLY_ALL = 0.9
+
 
 def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> tuple[Manifest, Manifest]:
     """Return the training images and the held-aside images.
@@ -38,6 +40,25 @@ def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> t
         )
     count = min(num_held_aside, len(held_aside))
     return train, held_aside.take(np.linspace(0, len(held_aside) - 1, count).round().astype(int).tolist())
+
+
+def warn_small_images(images: Manifest, size: int, patch: int) -> None:
+    """Warn if nearly all images have fewer pixels than a global view, so that all their views are enlarged.
+
+    Args:
+        images: the training images.
+        size: side of the global views, px.
+        patch: side of a patch, px; the suggested size is a multiple of it.
+    """
+    sides = np.sqrt(np.multiply(images.column("width"), images.column("height"), dtype=np.float64))
+    share, median = float((sides < size).mean()), float(np.median(sides))
+    if share > NEARLY_ALL:
+        logger.warning(
+            f"crops.global_size is {size} px, and {share:.0%} of the {len(images):,} training images have fewer pixels "
+            f"(at the median as many as a square of {median:.0f} px): their views are always enlarged; for views of "
+            "their own size add "
+            f"`settings=['crops.global_size={max(int(median) // patch, 1) * patch}']`"
+        )
 
 
 def check_channels(images: Manifest, in_channels: int) -> None:

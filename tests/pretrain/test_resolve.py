@@ -15,9 +15,10 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import load_config, to_yaml
 from dinomed.errors import UsageError
-from dinomed.pretrain.config import PretrainConfig, load_pretrain_config
+from dinomed.log import logger
+from dinomed.pretrain.config import PretrainConfig, load_pretrain_config, to_high_resolution
 from dinomed.pretrain.model.initialisation import Initialisation
-from dinomed.pretrain.resolve import fit_to_initialisation
+from dinomed.pretrain.resolve import fit_to_initialisation, resolve_config
 from dinomed.pretrain.trainer import pretrain
 
 Tiny = Callable[..., PretrainConfig]
@@ -84,9 +85,43 @@ def test_a_dry_run_shows_the_settings_that_the_run_uses(
 
 def test_local_views_follow_the_size_of_the_high_resolution_phase() -> None:
     recipe = Path("configs/pretrain/vit_tiny_cpu.yaml")  # 48 and 24 px, patch 8
-    for settings, sizes in (([], (520, 256)), (["crops.global_size=96"], (96, 48))):
+    for settings, sizes in (([], (112, 56)), (["crops.global_size=96"], (96, 48))):
         crops = load_pretrain_config(recipe, ["start.weights=a", *settings], "highres").crops
         assert (crops.global_size, crops.local_size) == sizes
+
+
+@pytest.mark.parametrize(
+    ("patch", "before", "after"),
+    [(14, 224, 518), (16, 224, 512), (8, 32, 72), (8, 256, 520), (8, 640, 640)],  # the factor of the paper, up to 518
+)
+def test_the_high_resolution_phase_has_the_factor_of_the_paper(tiny: Tiny, patch: int, before: int, after: int) -> None:
+    config = tiny(backbone={"patch_size": patch}, crops={"global_size": before, "local_size": 2 * patch})
+    assert to_high_resolution(config).crops.global_size == after
+
+
+def test_the_sizes_of_the_high_resolution_phase_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    logger.addHandler(caplog.handler)
+    load_pretrain_config(Path("configs/pretrain/vit_tiny_cpu.yaml"), ["start.weights=a"], "highres")
+    logger.removeHandler(caplog.handler)
+    assert caplog.messages == [
+        "`phase=highres`: global views of 112 px and local views of 56 px, in place of 48 and 24 px; "
+        "`settings=['crops.global_size=SIZE']` sets another size"
+    ]
+
+
+def test_views_that_are_larger_than_nearly_all_images_give_a_warning(
+    tiny: Tiny, images_16_bit: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger.addHandler(caplog.handler)
+    sizes = {"backbone": {"in_channels": 1}, "mean": [0.4], "std": [0.2]}
+    for size in (40, 48):
+        resolve_config(tiny(crops={"global_size": size}, **sizes), images_16_bit)
+    logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "crops.global_size is 48 px, and 100% of the 11 training images have fewer pixels (at the median as many as a "
+        "square of 40 px): their views are always enlarged; for views of their own size add "
+        "`settings=['crops.global_size=40']`"
+    ]
 
 
 def test_a_size_that_does_not_fit_the_patches_of_the_weights_is_named() -> None:
