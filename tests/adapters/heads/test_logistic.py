@@ -1,5 +1,7 @@
 """Logistic regression, compared with the definition of the optimum and with scikit-learn."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -49,6 +51,42 @@ def test_probabilities_are_those_of_scikit_learn() -> None:
         oracle.fit(features.astype(np.float64), labels)
         # two solvers, each stopping near the optimum
         assert path.probabilities(new, index) == pytest.approx(oracle.predict_proba(new.astype(np.float64)), abs=1e-4)
+
+
+@pytest.mark.parametrize("newton", [True, False])
+def test_few_examples_are_fitted_in_their_span_with_the_same_optimum(
+    newton: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not newton:
+        monkeypatch.setattr(logistic, "_MAX_NEWTON", 0)
+        monkeypatch.setattr(logistic, "_MAX_NEWTON_IN_SPAN", 0)
+    rng, labels = np.random.default_rng(3), np.arange(12) % 3
+    features = rng.normal(size=(12, 60)) + 2 * rng.normal(size=(3, 60))[labels]
+    widths, fit = list[int](), LogisticRegression.fit
+
+    def record(self: LogisticRegression, x: np.ndarray, *rest: Any, **options: Any) -> Any:
+        widths.append(x.shape[1])
+        return fit(self, x, *rest, **options)
+
+    weights = rng.uniform(0.5, 2, 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(LogisticRegression, "fit", record)
+        path = fit_logistic(features, labels, (0.1, 10.0), weights)
+    assert widths == [11, 11]  # standardised examples sum to zero
+    scaler = StandardScaler().fit(features)
+    new = rng.normal(size=(40, 60)) * 3
+    for index, c in enumerate(path.cs):
+        oracle = LogisticRegression(C=c, solver="newton-cholesky", tol=1e-10)
+        oracle.fit(scaler.transform(features), labels, sample_weight=weights)
+        # The fit stops at a gradient of 1e-6 and the oracle at 1e-10; L-BFGS also stops when the loss stands still
+        assert path.probabilities(new, index) == pytest.approx(
+            oracle.predict_proba(scaler.transform(new)), abs=1e-5 if newton else 1e-3
+        )
+
+
+def test_few_examples_that_are_all_the_same_are_fitted() -> None:
+    path = fit_logistic(np.ones((4, 30)), np.array([0, 1, 2, 0]), (1.0,))
+    assert path.probabilities(np.ones((1, 30)), 0)[0] == pytest.approx([0.5, 0.25, 0.25], abs=1e-4)  # L-BFGS or Newton
 
 
 def test_a_constant_feature_has_no_effect() -> None:
