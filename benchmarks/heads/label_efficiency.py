@@ -114,10 +114,10 @@ def split_sources(manifest: Manifest, other: str | None, other_data: Manifest | 
     test = [place for place, i in enumerate(here) if splits[i] == "test" and near.units()[place] not in groups]
     groups |= {near.units()[place] for place in test}
     pool = [place for place, unit in enumerate(near.units()) if unit not in groups]
-    return Sources(near.take(pool), _some(near.take(test), most), _some(elsewhere, most))
+    return Sources(near.take(pool), some(near.take(test), most), some(elsewhere, most))
 
 
-def _some(manifest: Manifest, most: int) -> Manifest:
+def some(manifest: Manifest, most: int) -> Manifest:
     """Return at most `most` images, one of each group first."""
     order = np.random.default_rng(0).permutation(len(manifest)).tolist()
     units = manifest.units()
