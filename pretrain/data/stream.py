@@ -31,6 +31,7 @@ _CROPS, _MASKS = 1, 2  # separate streams of random numbers
 _MAX_TRIES = 10
 _MAX_WORKERS = 256
 LOADER_TIMEOUT_S = 300
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,26 @@ def _leave_signals_to_the_trainer(_worker: int) -> None:
     They are for the trainer, which saves; a worker that died of one would break the step. Workers end by themselves
     when the trainer does.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Block SIGINT and SIGTERM in this thread, and in processes that are started here until they unblock them.
+
+    A worker would die of a signal that arrives before it ignores it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class BatchPositions(Sampler[list[int]]):
@@ -285,7 +304,8 @@ def load_batches(
         # A loader without its own generator draws from the global one, and a resumed run would differ.
         generator=torch.Generator(),
     )
-    iterator = iter(loader)
+    with _blocked_signals():
+        iterator = iter(loader)
     for _ in steps:
         try:
             yield next(iterator)

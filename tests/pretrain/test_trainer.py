@@ -1,5 +1,6 @@
 """The whole run: exact resume, locking of the run folder, and the errors that end a run."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,25 +91,80 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert logged(tmp_path / "whole") == logged(tmp_path / "cut")
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint(
-    tiny: Tiny, pictures: Path, tmp_path: Path, number: int, code: int
-) -> None:
-    config = tmp_path / "tiny.yaml"
-    config.write_text(to_yaml(tiny(run={"steps": 100_000, "checkpoint_every": 100_000, "workers": 1})))
-    process = subprocess.Popen(
-        command(config, pictures, tmp_path / "run"), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def of_session(session: int) -> list[str]:
+    """Return the running processes of a session, by /proc; ended ones that nobody has waited for are left out."""
+    states = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ends meanwhile
+            name, _, fields = path.read_text().rpartition(")")
+            state, _, _, owner, *_ = fields.split()
+            if int(owner) == session and state != "Z":
+                states.append(f"{name}) {state}")
+    return states
+
+
+def run_until_signals(process: subprocess.Popen[str], run: Path, send: Callable[[], None]) -> str:
+    """Wait for the first line of the log and its two data workers, send signals, wait for the end; return stderr.
+
+    No process of the session remains.
+    """
     deadline = time.monotonic() + 300  # a busy machine takes minutes to import torch
-    while not (tmp_path / "run" / "log.jsonl").exists() and time.monotonic() < deadline:
+    while not (run / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
-    os.killpg(process.pid, number)  # to the workers too, as a terminal or a scheduler does
+    while len(of_session(process.pid)) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    send()
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == code, errors
+    deadline = time.monotonic() + 30  # a worker looks every 5 seconds whether the trainer has ended
+    while (left := of_session(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    assert "Traceback" not in errors
+    return errors
+
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+on_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are listed by /proc")
+
+
+@pytest.fixture
+def endless(tiny: Tiny, pictures: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run of many steps with two data workers, in a session of its own, that writes to `tmp_path` / run."""
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(tiny(run={"steps": 100_000, "checkpoint_every": 100_000, "workers": 2})))
+    words = command(config, pictures, tmp_path / "run")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        yield process
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.long
+@on_proc
+@SIGNALS
+def test_a_signal_stops_the_run_after_the_step_with_a_checkpoint(
+    endless: subprocess.Popen[str], tmp_path: Path, number: int, code: int
+) -> None:
+    to_all = lambda: os.killpg(endless.pid, number)  # to the workers too, as a terminal or a scheduler does
+    errors = run_until_signals(endless, tmp_path / "run", to_all)
+    assert endless.returncode == code, errors
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
     assert "--resume" in errors
-    assert "Traceback" not in errors
+
+
+@pytest.mark.long
+@on_proc
+@SIGNALS
+def test_a_second_signal_ends_the_run_and_its_data_workers(
+    endless: subprocess.Popen[str], tmp_path: Path, number: int, code: int
+) -> None:
+    def to_the_trainer_twice() -> None:
+        for _ in range(2):
+            endless.send_signal(number)
+            time.sleep(0.01)  # equal signals that wait together are one
+
+    errors = run_until_signals(endless, tmp_path / "run", to_the_trainer_twice)
+    assert endless.returncode == code, errors
 
 
 def test_a_truncated_checkpoint_is_skipped_with_a_warning(

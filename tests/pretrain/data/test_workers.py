@@ -61,3 +61,18 @@ def test_a_worker_that_gets_the_signal_of_the_trainer_goes_on(load: Load) -> Non
         os.kill(worker.pid, number)
     actual += [batch.globals for batch in batches]  # more batches than are loaded in advance
     assert all(torch.equal(*pair) for pair in zip(expected, actual, strict=True))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_gets_the_signal_at_its_start_goes_on(
+    load: Load, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    start = stream._leave_signals_to_the_trainer
+
+    def start_late(worker: int) -> None:
+        os.kill(os.getpid(), number)  # workers are forked, and inherit this
+        start(worker)
+
+    monkeypatch.setattr(stream, "_leave_signals_to_the_trainer", start_late)
+    assert len(list(load(2))) == 12
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []).isdisjoint({signal.SIGTERM, signal.SIGINT})
