@@ -180,7 +180,7 @@ def predict_collection(
                 progress.advance(len(loaded))
         rows = [done[name] for name in names if name in done]
         abstained = None if rule is None else _abstained(rule, writer, rows, out)
-        write_csv(out / TABLE_FILE, *with_abstained(["image", *writer.columns, *FAMILIARITY_COLUMNS], rows, abstained))
+        write_csv(out / TABLE_FILE, *with_abstained(table_columns(writer), rows, abstained))
         if failed:
             write_csv(out / FAILED_FILE, ["image", "reason"], failed)
         else:
@@ -192,6 +192,11 @@ def predict_collection(
         writer.finish(out, [name for name in names if name in done])
         finish(out, plan)
     return PredictionResult(out, len(done), kept, failed, sheet, rule, sum(abstained or ()))
+
+
+def table_columns(writer: PredictionWriter) -> list[str]:
+    """Return the columns of the table of predictions without abstention."""
+    return ["image", *writer.columns, *FAMILIARITY_COLUMNS]
 
 
 def with_abstained(

@@ -3,19 +3,21 @@
 import importlib.util
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
 import dinomed
-from dinomed.adapters.inference.folder import ABSTAINED_COLUMN, FAMILIARITY_COLUMNS
-from dinomed.adapters.tasks.areas import AREA_COLUMN
-from dinomed.adapters.tasks.classify.writer import CONFIDENCE_COLUMN, ClassifyWriter
-from dinomed.adapters.tasks.depth.writer import DepthWriter
+from dinomed.adapters.inference.folder import table_columns, with_abstained
+from dinomed.adapters.task import BUILT_IN_TASKS, find_task
+from dinomed.adapters.tasks.classify.predict import EnsembleClassifier
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
-from dinomed.adapters.tasks.segment.writer import SegmentWriter
+from dinomed.adapters.writer import PredictionWriter
+from dinomed.datasets.manifest import build_manifest
+from dinomed.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -104,14 +106,29 @@ def test_every_anchor_of_a_link_exists_on_github_too() -> None:
     assert missing == []
 
 
-def test_the_table_of_predictions_has_every_column_that_is_written() -> None:
+def test_the_table_of_predictions_has_every_column_that_is_written(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
     section = page.partition("## Columns of predictions.csv\n")[2].partition("\n## ")[0]
     named = {name for row in re.findall(r"^\| (`.*?) \|", section, re.M) for name in re.findall("`(.+?)`", row)}
+    written = set[str]()
+    for task in BUILT_IN_TASKS:
+        writer = writer_of_all_columns(task, tmp_path)
+        written.update(with_abstained(table_columns(writer), [], [])[0])
+    assert named == written - {"nevus"}
+
+
+def writer_of_all_columns(task: str, folder: Path) -> PredictionWriter:
+    """Return a writer of a task that writes all columns it has: of an ensemble with prediction sets, and of a DICOM
+    file."""
+    (folder / "a.dcm").write_bytes(bytes(128) + b"DICM")
+    manifest = build_manifest({"image": ["a.dcm"], "format": ["DICOM"]}, folder)
     model = SimpleNamespace(
-        classes=["nevus"], has_sets=True, threshold=0.5, file_scale=1.0, schema=MaskSchema("binary", ("lesion",), (1,))
+        threshold=0.5, file_scale=1.0, schema=MaskSchema("binary", ("lesion",), (1,)), metadata={"weights_sha256": ""}
     )
-    writers: list[Any] = [ClassifyWriter(model, []), SegmentWriter(model, []), DepthWriter(model, [])]  # type: ignore[arg-type]
-    written = {column for writer in writers for column in writer.columns} - {"nevus"}
-    written |= {"image", CONFIDENCE_COLUMN, AREA_COLUMN, "dicom_seg", ABSTAINED_COLUMN, *FAMILIARITY_COLUMNS}
-    assert named == written
+    if task == "classify":
+        model = create_autospec(EnsembleClassifier, instance=True, classes=["nevus"], has_sets=True)
+    writer = find_task(task).build_writer(model, ["a.dcm"])
+    writer.add_areas(manifest)
+    with suppress(UsageError):  # a task without masks
+        writer.add_dicom_seg(manifest, keep_ids=False)
+    return writer
