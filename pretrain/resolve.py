@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.huggingface import is_hub_name
+from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import VisionTransformer
+from dinomed.backbones.weights import FOLDER_FILES, INDEX_FILE
 from dinomed.config import build_config, flatten_settings, merge, read_saved_config
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
@@ -32,7 +35,7 @@ from dinomed.pretrain.model.initialisation import (
 )
 from dinomed.pretrain.model.lora import check_student_tuning
 from dinomed.pretrain.optim.scaling_rules import scale_momentum, scale_prototypes
-from dinomed.pretrain.run_folder import CHECKPOINTS, CONFIG_FILE
+from dinomed.pretrain.run_folder import BACKBONE, CHECKPOINTS, CONFIG_FILE
 
 NEW_HEADS_WARMUP = 0.1
 
@@ -173,17 +176,32 @@ def read_teacher(folder: Path) -> Teacher:
     except DamagedCheckpoints as error:
         raise DinomedError(f"teacher {folder} is damaged: {error}; use an intact copy or another teacher") from None
     if not path.is_file() or checkpoint is None:
-        raise UsageError(
-            f"teacher {folder} is not a run folder with a checkpoint. If it is a backbone, it has no heads; set "
-            "distill.method=features, or fit them first with the backbone frozen: "
-            f"dinomed pretrain CONFIG --from {folder} --set start.warmup=1 -o RUN"
-        )
+        raise _no_heads(folder)
     config = read_saved_config(PretrainConfig, path)
     if not config.objective.head_names:
         raise UsageError(f"teacher {folder} was trained without heads; set distill.method=features")
     prefix = "teacher."
     weights = {n.removeprefix(prefix): t for n, t in read_run_model(checkpoint[0]).items() if n.startswith(prefix)}
     return Teacher(config.backbone, config.objective, config.preprocessing, weights)
+
+
+def _no_heads(teacher: Path) -> UsageError:
+    """Return the error for a teacher without heads: it is a backbone, or something else."""
+    is_name = str(teacher) in VARIANTS or is_hub_name(teacher)
+    if not is_name and not teacher.exists():
+        return UsageError(f"teacher {teacher} does not exist; give the run folder of the larger model")
+    files = [teacher / place / file for place in (".", BACKBONE) for file in (*FOLDER_FILES, INDEX_FILE)]
+    is_file = teacher.is_file() and teacher.suffix in (".safetensors", ".pth")
+    if not (is_name or is_file or any(file.is_file() for file in files)):
+        return UsageError(
+            f"teacher {teacher} is neither a run folder with a checkpoint nor a backbone; give the run folder of the "
+            "larger model"
+        )
+    return UsageError(
+        f"teacher {teacher} is not a run folder with a checkpoint. A backbone has no heads; set "
+        "distill.method=features, or fit them first with the backbone frozen: "
+        f"dinomed pretrain CONFIG --from {teacher} --set start.warmup=1 -o RUN"
+    )
 
 
 def read_feature_teacher(name: Path, config: PretrainConfig, *, fetch: bool = True) -> Teacher:

@@ -37,6 +37,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.splits import check_splits
 from dinomed.errors import UsageError
 from dinomed.features.compute import Features
+from dinomed.features.finite import naming
 from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.notice import RESEARCH_USE
@@ -136,11 +137,12 @@ class DrawnFit(SegmenterFit):
 
     def _test_dice(self) -> Iterator[float]:
         test, schema = self.pool.test, self.schema
-        known = prefetch(partial(schema.read, test), range(len(test)), None)
+        known, names = prefetch(partial(schema.read, test), range(len(test)), None), test.column("image")
         for rows in split_rows(len(test), self.predictor.batch_size):
             targets = [next(known) for _ in rows]
             sizes = [planes.shape[1:] for planes in targets]
-            maps = self.predictor.outputs_of_features(self.pool.features.val(rows), sizes)
+            with naming(names, rows[0]):
+                maps = self.predictor.outputs_of_features(self.pool.features.val(rows), sizes)
             for planes, probabilities in zip(targets, maps, strict=True):
                 yield dice_of_targets(self.predictor.decide(probabilities), planes, schema)
 
@@ -255,7 +257,7 @@ def open_pool(
     size = config.image_size or default_image_size(backbone, adapter_class("segment", config.head.name).grid)
     backbone = at_image_size(backbone, size, config.aspect)
     if backbone.preprocessing.aspect == "keep":
-        raise UsageError("heads on few masks take squares; use `aspect=pad` or `aspect=square` instead of `keep`")
+        raise UsageError("heads on few masks take squares; leave `aspect=keep` out, or give pad")
     masks = Masks(images, backbone.preprocessing, "train", schema)
     adapter = build_adapter(config, backbone, len(schema.names))
     features = open_feature_source(backbone, Splits(images, test, made=False), adapter, config, cache, masks.take)

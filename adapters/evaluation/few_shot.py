@@ -6,6 +6,7 @@ draw. Each draw is fitted by logistic regression with a fixed penalty, because c
 of val. Features are standardised by all training images, which needs no labels.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,12 +36,12 @@ def parse_shots(text: str) -> tuple[int | None, ...]:
     """Parse numbers of shots such as "1,2,4,all". Return them in ascending order; all is None.
 
     Raises:
-        UsageError: a word is neither a number from 1 nor all.
+        UsageError: a word is neither a number from 1 to 999,999,999 nor all.
     """
     numbers: set[int] = set()
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     for word in words:
-        if word != "all" and not (word.isascii() and word.isdecimal() and int(word) > 0):
+        if word != "all" and not re.fullmatch(r"0*[1-9][0-9]{0,8}", word):
             raise UsageError(f"`shots={text}`: {word!r} is no number of labels; give numbers such as 1,2,4,8,16,all")
         if word != "all":
             numbers.add(int(word))

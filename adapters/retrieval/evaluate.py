@@ -67,6 +67,11 @@ def evaluate_index(
     names, gallery_labels = np.unique([value or "" for value in gallery], return_inverse=True)
     query_names = rows.column(label)
     unknown = sorted(set(query_names) - {value for value in gallery if value is not None})
+    if len(unknown) == len(set(query_names)):
+        raise UsageError(
+            f"no image of the index has a label of the queries, such as {unknown[0]!r}; give the column in which both "
+            "have the same names by `label`"
+        )
     if unknown:
         logger.warning(
             f"no image of the index has label {', '.join(map(repr, unknown[:5]))}: its queries have no relevant image"

@@ -92,7 +92,7 @@ def choose_rows(manifest: Manifest, conditions: Iterable[Condition]) -> np.ndarr
         return None
     allowed = np.logical_and.reduce([condition.met_by(manifest) for condition in conditions])
     if not allowed.any():
-        raise UsageError(f"no image meets all of `where={list(map(str, conditions))}`")
+        raise UsageError(f"`where`: no image meets all conditions: {', '.join(map(str, conditions))}; leave one out")
     return allowed
 
 

@@ -8,11 +8,14 @@ from typer import Argument, Option
 from dinomed.apps.commands.index import Where
 from dinomed.apps.options import Device, Json, MaskText, Overwrite, Quiet, output_place
 
+RESULTS, EVALUATED, LABEL = 10, "test", "label"
+"""Defaults: results for each image; with --evaluate, the split of the queries and the column of the labels."""
+
 
 def search(
     images: Annotated[Path, Argument(help="One image, a folder of images, or a manifest.")],
     index: Annotated[Path, Option("--index", "-i", help="Folder that `dinomed index` wrote.")],
-    k: Annotated[int, Option("-k", help="Number of results for each image.", min=1)] = 10,
+    k: Annotated[int, Option("-k", help="Number of results for each image.", min=1)] = RESULTS,
     exclude_same_group: Annotated[
         bool,
         Option(
@@ -40,8 +43,8 @@ def search(
         bool,
         Option("--evaluate", help="Report mAP, recall and precision on a manifest with labels, instead of results."),
     ] = False,
-    split: Annotated[str, Option("--split", help="With --evaluate: split whose images are the queries.")] = "test",
-    label: Annotated[str, Option("--label", help="With --evaluate: column of the labels.")] = "label",
+    split: Annotated[str, Option("--split", help="With --evaluate: split whose images are the queries.")] = EVALUATED,
+    label: Annotated[str, Option("--label", help="With --evaluate: column of the labels.")] = LABEL,
     backbone: Annotated[
         str | None, Option("--backbone", "-b", help="Where the backbone of the index is now, if it was moved.")
     ] = None,
@@ -67,14 +70,16 @@ def search(
 
     step: Step = (["demo", "retrieve"], {"index": index, "backbone": backbone})
     if evaluate:
-        if evidence or exact or mask_text or out is not None:
-            raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact, --mask-text and -o")
+        if evidence or exact or mask_text or out is not None or k != RESULTS:
+            raise UsageError("--evaluate gives metrics alone: leave out --evidence, --exact, --mask-text, -k and -o")
         metrics = evaluate_index(
             index, images, split=split, label=label, where=where or (), backbone=backbone, device=device
         )
         emit(metrics, as_json, None if as_json else _metrics_table(metrics))
         print_end([], step, as_json=as_json)
         return
+    if (split, label) != (EVALUATED, LABEL):
+        raise UsageError("--split and --label are for --evaluate; add it, or leave them out")
     report = search(**api_arguments(arguments, without=["evaluate", "split", "label"]))
     emit(report, as_json, None if as_json else _table(report))
     print_end([out], step, as_json=as_json)

@@ -72,7 +72,7 @@ def extract(
             the disk is full.
     """
     if not len(manifest):
-        raise UsageError("no images to compute features of")
+        raise UsageError(f"{manifest.called} has no images")
     key = FeatureKey(
         backbone=backbone.fingerprint,
         images=hash_key([manifest.fingerprint, transform_key]) if transform else manifest.fingerprint,

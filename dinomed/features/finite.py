@@ -39,8 +39,10 @@ class NotFiniteError(UnusableRowsError):
     def __init__(self, rows: Sequence[int], kind: str, names: Sequence[str] | None = None) -> None:
         self.rows, self.kind = tuple(rows), kind
         self.reason = f"the model gives {kind} that are not finite (nan or infinite)"
+        count = len(self.rows)
         first = "" if names is None else f"{names[self.rows[0]]}: "
-        more = f" for this and {len(self.rows) - 1} more images" if len(self.rows) > 1 else ""
+        several = f"{count} images" if names is None else f"this and {count - 1} more images"
+        more = f" for {several}" if count > 1 else ""
         DinomedError.__init__(self, f"{first}{self.reason}{more}; {CAUSE}")
 
 

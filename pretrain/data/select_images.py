@@ -33,6 +33,10 @@ def select_images(manifest: Manifest, batch_size: int, num_held_aside: int) -> t
         num_held_aside = min(num_held_aside, len(manifest) // 10)
         held_aside = manifest.take(sorted(order[:num_held_aside]))
         train = manifest.take(sorted(order[num_held_aside:]))
+    if not len(train):
+        splits = sorted(set(manifest.column("split")) - {None, ""}) if manifest.has("split") else []
+        others = f" (splits: {', '.join(splits)})" if splits else ""
+        raise UsageError(f"{manifest.called} has no training images{others}; give images of the split train")
     if len(train) < batch_size:
         raise UsageError(
             f"{manifest.called} has {len(train)} training images, fewer than a batch of {batch_size}; "

@@ -240,6 +240,10 @@ def test_a_step_whose_loss_is_not_finite_changes_no_weight(
 def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewer than a batch"):
         pretrain(tiny(run={"batch_size": 4096}), pictures, tmp_path / "run", device="cpu")
+    whole = read_manifest(pictures)
+    columns = {name: whole.column(name) for name in whole.columns} | {"split": ["test"] * len(whole)}
+    with pytest.raises(UsageError, match=r"has no training images \(splits: test\); give images of the split train"):
+        pretrain(tiny(), build_manifest(columns, whole.root), tmp_path / "run", device="cpu")
 
 
 def test_images_of_groups_with_val_or_test_images_are_not_trained_on(

@@ -227,3 +227,4 @@ def test_the_rows_of_all_tensors_are_named() -> None:
     with pytest.raises(NotFiniteError) as error:
         check_finite("features", values, maps)
     assert error.value.rows == (0, 2)
+    assert str(error.value).startswith("the model gives features that are not finite (nan or infinite) for 2 images; ")

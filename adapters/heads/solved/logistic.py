@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
@@ -94,7 +93,8 @@ def fit_logistic(
     model = LogisticRegression(solver=solver, max_iter=MAX_ITERATIONS, tol=1e-6, warm_start=True)
     weights, converged = [], []
     with (
-        warnings.catch_warnings(action="ignore", category=ConvergenceWarning),  # reported in `converged`
+        # what did not converge is in `converged`; scikit-learn also warns of many classes, once for each C
+        warnings.catch_warnings(action="ignore", category=UserWarning),
         threadpool_limits(1),  # products are small: two threads on a busy machine took five times as long
     ):
         for c in sorted(cs) if quiet else track(sorted(cs), "logistic regression"):

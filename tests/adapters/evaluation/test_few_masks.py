@@ -20,7 +20,7 @@ from dinomed.adapters.tasks.segment.masks import dice_of_targets
 from dinomed.apps.pages.few_shot import build_few_mask_page
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest
-from dinomed.errors import UsageError
+from dinomed.errors import DinomedError, UsageError
 from dinomed.images.read import read_image
 
 FIT = {"epochs": 2, "min_steps": 4, "batch_size": 8}
@@ -179,6 +179,14 @@ def test_numbers_that_cannot_be_drawn_are_refused(tiny_backbone: Path, lesion_ma
         few_shot_masks(backbone, Manifest(table, manifest.root), config, cache=tmp_path, shots=(10,))
 
 
+def test_a_diverged_fit_names_an_image(tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path) -> None:
+    config = few_shot_config({"image_size": 32, "fit": {"epochs": 1, "min_steps": 0, "learning_rate": 1e300}})
+    with pytest.raises(DinomedError, match=r"^images/SYN_\w+\.jpg: .* not finite .* for this and 11 more images"):
+        few_shot_masks(
+            load_backbone(tiny_backbone), read_manifest(lesion_manifest), config, cache=tmp_path, shots=(12,), seeds=1
+        )
+
+
 def test_the_command_writes_a_page_and_a_record_and_refuses_options_of_the_other_task(
     run: Any, tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +196,7 @@ def test_the_command_writes_a_page_and_a_record_and_refuses_options_of_the_other
     assert (code, "mean mask" in out) == (0, True), err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["few_shot.json", "report.html"]
     for words, message in (
+        (("--task", "segment", "--aspect", "keep"), "take squares; leave --aspect keep out, or give pad"),
         (("--head", "dpt"), "--head and --set are for the fits of --task segment"),
         (("--task", "depth"), "give classify or segment"),
     ):

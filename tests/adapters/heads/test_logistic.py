@@ -1,5 +1,6 @@
 """Logistic regression, compared with the definition of the optimum and with scikit-learn."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,10 @@ def test_a_constant_feature_has_no_effect() -> None:
     features, labels = data(2)
     features[:, 0] = 3.0
     assert np.isfinite(fit_logistic(features, labels, (1.0,)).probabilities(features, 0)).all()
+
+
+def test_a_class_for_each_image_is_fitted_without_a_warning_of_scikit_learn() -> None:
+    features, _ = data(2)
+    with warnings.catch_warnings(action="error"):
+        path = fit_logistic(features[:30], np.arange(30), (0.1, 1.0), quiet=True)
+    assert path.weights.shape == (2, 30, 8)

@@ -10,7 +10,7 @@ from dinomed.adapters.retrieval.evaluate import evaluate_index
 from dinomed.adapters.retrieval.filters import parse_conditions
 from dinomed.adapters.retrieval.search import load_index
 from dinomed.backbones.load import load_backbone
-from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 
 
@@ -56,3 +56,7 @@ def test_an_evaluation_without_labels_or_images_is_refused(made: Path, lesions: 
         evaluate_index(image_index, lesions, "test", label="grade")
     with pytest.raises(UsageError, match="no usable image in split 'holdout'"):
         evaluate_index(image_index, lesions, "holdout")
+    other = [f"other {label}" for label in lesions.column("label")]
+    columns = {name: lesions.column(name) for name in lesions.columns} | {"label": other}
+    with pytest.raises(UsageError, match="no image of the index has a label of the queries, such as 'other irregular'"):
+        evaluate_index(image_index, build_manifest(columns, lesions.root))

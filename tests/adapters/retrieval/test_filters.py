@@ -58,7 +58,7 @@ def test_conditions(manifest: Manifest, texts: list[str], rows: list[int]) -> No
         (["sex"], "expected COLUMN=VALUE"),
         (["=male"], "expected COLUMN=VALUE"),
         (["sex="], "expected COLUMN=VALUE"),
-        (["sex=female", "age>=70"], "no image meets all of"),
+        (["sex=female", "age>=70"], "`where`: no image meets all conditions: sex=female, age>=70; leave one out"),
     ],
 )  # fmt: skip
 def test_conditions_that_cannot_be_met_are_named(manifest: Manifest, texts: list[str], message: str) -> None:

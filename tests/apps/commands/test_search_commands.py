@@ -103,6 +103,7 @@ def test_broken_files_are_named_and_the_others_are_searched(user_folder: Path, r
         (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sax=male"], "did you mean 'sex'"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal"], "did you mean 'male'"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "-k", "0"], "-k"),
+        (["search", "{p}/lesions", "--index", "{p}/idx", "--split", "val"], "--split and --label are for --evaluate"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "--backbone", "{p}/nothing"], "no known name"),
         (["search", "{p}/lesions", "--index", "{p}/idx", "--where", "sex=mal", "-o", "{t}/new"], "did you mean 'male'"),
         (["index", "{p}/derm.parquet", "-b", "{p}/ssl", "-o", "{p}/idx"], "add --overwrite"),
@@ -171,9 +172,10 @@ def test_an_index_is_evaluated(user_folder: Path, run) -> None:
     code, out, _ = run(*options)
     assert code == 0
     assert "research use only" in out
-    code, _, err = run(*options, "--evidence")
-    assert code == 2
-    assert "--evaluate gives metrics alone" in err
+    for option in (("--evidence",), ("-k", "3")):
+        code, _, err = run(*options, *option)
+        assert code == 2
+        assert "--evaluate gives metrics alone" in err
 
 
 def test_images_are_padded_by_an_option_that_the_index_records(user_folder: Path, run, tmp_path: Path) -> None:

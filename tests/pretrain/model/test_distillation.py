@@ -115,9 +115,15 @@ def test_a_student_learns_the_targets_of_its_teacher(tiny: Tiny, teacher: Path, 
     assert sum(kl[-5:]) < 0.8 * sum(kl[:5])
 
 
-def test_a_teacher_that_does_not_fit_is_refused(tiny: Tiny, teacher: Path) -> None:
+def test_a_teacher_that_does_not_fit_is_refused(tiny: Tiny, teacher: Path, pictures: Path) -> None:
     with pytest.raises(UsageError, match="fit them first with the backbone frozen"):
         read_teacher(teacher / "backbone")
+    for place, message in (
+        ("none", "teacher none does not exist"),
+        (pictures, "is neither a run folder with a checkpoint nor a backbone"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            read_teacher(Path(place))
     with pytest.raises(UsageError, match="the patch size of the teacher is 8 px, that of the student 16 px"):
         fit_to_teacher(tiny(backbone={"patch_size": 16}), read_teacher(teacher))
 
