@@ -27,17 +27,43 @@ _STATE_OF = {"folds.json": "ensemble.json", "replace.json": "ensemble.json"}
 
 
 def check_writable(folder: Path) -> None:
-    """Create `folder` if needed, and check that it is writable, before the work starts.
+    """Check that a file can be written in `folder`, or in the nearest folder above it that exists, before the work.
+
+    No folder is made: a request that is refused later leaves none.
 
     Raises:
         DinomedError: the folder is not writable.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.NamedTemporaryFile(dir=_nearest(folder)):
             pass
     except OSError as error:
         raise DinomedError(f"output folder {folder} is not writable: {system_reason(error)}") from None
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder or the nearest one above it that exists; raise an `OSError` for a path that cannot be made."""
+    for place in (folder, *folder.parents):
+        try:
+            place.stat()
+        except FileNotFoundError:
+            if place.is_symlink():
+                raise
+            continue
+        return place
+    return folder
+
+
+@contextmanager
+def _without_empty(folder: Path) -> Iterator[None]:
+    """Remove at the end `folder` and those above it that are missing at the start, if nothing is in them."""
+    new = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        yield
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def check_place(path: Path) -> None:
@@ -66,7 +92,8 @@ def prepare_output(folder: str | Path, *, overwrite: bool = False, marker: str) 
         raise UsageError(f"output {folder} is a file; give a folder")
     check_free(folder)
     check_writable(folder)
-    if any(path.name != LOCK_FILE for path in folder.iterdir()):  # a run that ended at once leaves only its lock
+    # a run that ended at once leaves only its lock
+    if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
         if not (folder / marker).exists():
             raise UsageError(f"output folder {folder} is not empty and holds no {marker}; choose another folder")
         if not overwrite:
@@ -100,8 +127,7 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
 
 @contextmanager
 def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
-    """Complete what a killed call has begun, prepare the folder and lock it; at the end remove a new, empty folder."""
-    is_new = not folder.exists()
+    """Complete what a killed call has begun, prepare the folder and lock it; at the end remove new, empty folders."""
     if any((folder / STAGE / name).is_file() for name, owner in _STATE_OF.items() if owner != marker):
         raise UsageError(
             f"output folder {folder} holds an unfinished cross-validation; choose another folder, or complete it first "
@@ -110,13 +136,11 @@ def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     finish_publishing(folder, marker)
     unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
     prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
-    with locked(folder):
+    with _without_empty(folder), locked(folder):
         try:
             yield folder
         finally:
             _release(folder / LOCK_FILE)
-            if is_new and not any(folder.iterdir()):
-                folder.rmdir()
 
 
 def _mark_unfinished(folder: Path) -> None:
@@ -130,12 +154,14 @@ def _mark_unfinished(folder: Path) -> None:
 def claimed_file(path: str | Path) -> Iterator[None]:
     """Lock an output file until it is written, by a lock file beside it that is removed at the end.
 
+    New folders in which nothing was written are removed too.
+
     Raises:
         DinomedError: another process writes the file, or the folder cannot be written.
     """
     path = Path(path)
     name = f".{path.name}.lock"
-    with locked(path.parent, name, called=path):
+    with _without_empty(path.parent), locked(path.parent, name, called=path):
         try:
             yield
         finally:

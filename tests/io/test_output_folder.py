@@ -12,6 +12,7 @@ from dinomed.io.files import write_json
 from dinomed.io.output_folder import (
     STAGE,
     check_writable,
+    claimed_file,
     claimed_folder,
     locked,
     open_output_folder,
@@ -135,6 +136,23 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
     with pytest.raises(DinomedError, match="cannot write in"), locked(tmp_path / "file" / "out"):
         pass
+
+
+def test_a_check_and_a_failed_call_leave_no_new_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "deep"
+    check_writable(folder)
+    prepare_output(folder, marker=MARKER)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError), claimed_file(folder / "a.txt"):
+        raise KeyError
+    for opened in (open_output_folder, claimed_folder):
+        with pytest.raises(KeyError), opened(folder, marker=MARKER):
+            raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (tmp_path / "link", tmp_path / ("x" * 300)):
+        with pytest.raises(DinomedError, match="is not writable"):
+            check_writable(place)
 
 
 def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) -> None:
