@@ -192,6 +192,6 @@ def test_what_needs_squares_refuses_rectangles(keeping: FrozenBackbone, spots: M
         config = build_config(SegmentConfig, settings, "test")
         with pytest.raises(UsageError, match=message):
             fit_head(keeping, spots, tmp_path / "out", config, cache=tmp_path)
-    with pytest.raises(UsageError, match=r"few masks take squares; use `aspect=pad`"):
+    with pytest.raises(UsageError, match=r"heads on few masks take squares; leave `aspect=keep` out, or give pad"):
         open_pool(keeping, BINARY, spots, spots, SegmentConfig(augment="none"), tmp_path)
     assert not (tmp_path / "out").exists()
