@@ -28,8 +28,9 @@ quickstart: $(VENV)/.installed-run ## The main job on synthetic lesions, then th
 test: $(VENV)/.installed-test ## Install what the tests need, and run them (but for the long ones)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
 
+# One file of them, the fuzzing of images, takes as long as all others: a worker that has finished takes tests from another.
 test-long: $(VENV)/.installed-test ## Run the long tests: runs in two processes, killed and resumed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 lint: $(VENV)/.installed-dev ## Style and mistakes (ruff)
 	$(BIN)/ruff check .
