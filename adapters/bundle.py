@@ -64,11 +64,7 @@ def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> 
         UsageError: the folder holds folds of a cross-validation; see also `open_output_folder`.
     """
     folder = Path(folder)
-    if any(place.is_dir() for place in folder.glob("fold_*")):
-        raise UsageError(
-            f"output folder {folder} holds folds of a cross-validation; give `folds` to continue it, or choose another "
-            "folder"
-        )
+    check_no_folds(folder)
     with open_output_folder(
         folder, marker=WEIGHTS_FILE, overwrite=overwrite, keep=[STATE_FOLDER, *LOGGER_FOLDERS]
     ) as stage:
@@ -79,6 +75,15 @@ def open_output(folder: str | Path, config: TrainConfig, *, overwrite: bool) -> 
         except BaseException:
             _remove_logs_without_state(stage)
             raise
+
+
+def check_no_folds(folder: Path) -> None:
+    """Raise a `UsageError` if a folder holds folds of a cross-validation instead of an adapter."""
+    if any(place.is_dir() for place in folder.glob("fold_*")):
+        raise UsageError(
+            f"output folder {folder} holds folds of a cross-validation; give `folds` to continue it, or choose another "
+            "folder"
+        )
 
 
 def _remove_logs_without_state(stage: Path) -> None:

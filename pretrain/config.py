@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -131,6 +131,12 @@ class PretrainConfig(Config):
             raise ValueError(f"mean and std need {channels} values, one for each channel (backbone.in_channels)")
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} has a value that is not positive")
+        try:
+            _ = self.preprocessing
+        except ValidationError:
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} are not of values in 0 to 1; divide values of 0 to 255 by 255"
+            ) from None
         smallest_size = min(self.crops.global_size, self.crops.early_crops().global_size)
         patches = (smallest_size // patch) ** 2
         objective = self.objective

@@ -152,6 +152,15 @@ def fit_to_initialisation(config: PretrainConfig, initialisation: Initialisation
     return resolved if config.start.warmup is not None else _wait_for_new_heads(resolved, initialisation, None)
 
 
+def check_batch_size(config: PretrainConfig, num_processes: int) -> None:
+    """Raise a `UsageError` if the images of a batch cannot be divided among the processes."""
+    if config.run.batch_size % num_processes:
+        raise UsageError(
+            f"run.batch_size={config.run.batch_size} is not divisible by the number of processes ({num_processes}); "
+            "change one of them"
+        )
+
+
 def _wait_for_new_heads(
     config: PretrainConfig, initialisation: Initialisation, teacher: Teacher | None
 ) -> PretrainConfig:

@@ -51,8 +51,17 @@ FREE_TO_CHANGE = {
 _SETTINGS_OF_WEIGHTS = ("backbone.", "mean", "std", "images.", "objective.dino.", "objective.ibot.")
 
 
+def check_sources(folder: Path, *sources: str | Path | None) -> None:
+    """Raise a `UsageError` if the run folder holds weights that the run needs: those of its teacher or its start."""
+    for source in sources:
+        if source is not None and folder.exists() and Path(source).resolve().is_relative_to(folder.resolve()):
+            raise UsageError(
+                f"output folder {folder} holds the weights that the run needs ({source}); use another folder"
+            )
+
+
 def open_run(folder: Path, config: Config, data: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Prepare `folder` for a new run, or check that it holds the run to be resumed.
+    """Check that `folder` can take a new run, or that it holds the run to be resumed. Nothing is written.
 
     Args:
         config: the resolved config.

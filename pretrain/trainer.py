@@ -14,7 +14,7 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
 from dinomed.device import resolve_device
 from dinomed.distributed import gather_objects, max_over_ranks, on_main, process_group, rank, world_size
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError
 from dinomed.images.read import UnreadableImage
 from dinomed.io.checkpoint import list_checkpoints
 from dinomed.io.files import read_json, write_json
@@ -26,7 +26,7 @@ from dinomed.pretrain.distributed.graceful_stop import GracefulStop
 from dinomed.pretrain.monitoring.metrics import TrainingMetrics
 from dinomed.pretrain.monitoring.online_knn import build_online_knn
 from dinomed.pretrain.monitoring.pca_pictures import write_pca_picture
-from dinomed.pretrain.resolve import ResolvedRun, resolve_config
+from dinomed.pretrain.resolve import ResolvedRun, check_batch_size, resolve_config
 from dinomed.pretrain.run_folder import (
     BACKBONE,
     BAD_BATCH_FILE,
@@ -36,6 +36,7 @@ from dinomed.pretrain.run_folder import (
     PCA,
     RECORD_FILE,
     UNTRAINED,
+    check_sources,
     clear_run,
     describe_device,
     open_run,
@@ -96,16 +97,10 @@ def pretrain(
         SystemExit: 143 or 130 after SIGTERM or SIGINT; the step was finished and a checkpoint written.
     """
     run = config.run
-    for source in (teacher, config.start.weights):
-        if source is not None and out.exists() and Path(source).resolve().is_relative_to(out.resolve()):
-            raise UsageError(f"output folder {out} holds the weights that the run needs ({source}); use another folder")
+    check_sources(out, teacher, config.start.weights)
     with ExitStack() as stack:
         with process_group(resolve_device(device), run.timeout_s) as local_device:
-            if run.batch_size % world_size():
-                raise UsageError(
-                    f"run.batch_size={run.batch_size} is not divisible by the number of processes ({world_size()}); "
-                    "change one of them"
-                )
+            check_batch_size(config, world_size())
             resolved = resolve_config(config, data, teacher=teacher, fixed=fixed)
             settings, record = resolved.config, resolved.data_record
             on_main(lambda: open_run(out, settings, record, resume=resume, overwrite=overwrite))

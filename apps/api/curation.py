@@ -26,6 +26,7 @@ from dinomed.pretrain.curation.pool import NamedManifest, Pool, build_pool
 
 if TYPE_CHECKING:
     from dinomed.pretrain.curation.config import CurationConfig
+    from dinomed.pretrain.curation.selection.embedding import Embedder
 
 EXECUTORS = ("local", "ray")
 
@@ -92,20 +93,12 @@ def curate(
     """
     from dinomed.pretrain.curation.pipeline import curate as run_pipeline
     from dinomed.pretrain.curation.runtime.ray_executor import build_executor
-    from dinomed.pretrain.curation.selection.embedding import Embedder
 
     out = Path(out)
     check_curation_options(out, executor, ray_address, overwrite=overwrite)
     check_backbone_options(backbone, weights=weights, mean=mean, std=std)
     resolved, images = open_pool(pool, query_sets, exclude, config, settings)
-    place = backbone.folder if isinstance(backbone, HasFolder) else backbone
-    embedder = Embedder(
-        None if place is None else str(place),
-        None if weights is None else str(weights),
-        [Path(table) for table in embeddings],
-        None if mean is None else tuple(mean),
-        None if std is None else tuple(std),
-    )
+    embedder = _embedder(backbone, weights, embeddings, mean, std)
     copies, shown = (text_mask(mask_text, True, "") for _ in range(2))
     runner = build_executor(executor, address=ray_address, workers=workers)
     try:
@@ -115,6 +108,55 @@ def curate(
         )  # fmt: skip
     finally:
         runner.close()
+
+
+def plan_curation(
+    pool: DatasetLike,
+    out: PathLike,
+    *,
+    query_sets: Sequence[DatasetLike] = (),
+    exclude: Sequence[DatasetLike] = (),
+    config: PathLike | None = None,
+    settings: Settings | None = None,
+    backbone: FolderLike | None = None,
+    weights: PathLike | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    embeddings: Sequence[PathLike] = (),
+    executor: str = "local",
+    ray_address: str | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> "tuple[CurationConfig, Pool]":
+    """Check the arguments as `curate` does; return the settings and the pool. Nothing is written or downloaded."""
+    from dinomed.pretrain.curation.selection.embedding import check_embedder
+
+    check_curation_options(Path(out), executor, ray_address, overwrite=overwrite)
+    check_backbone_options(backbone, weights=weights, mean=mean, std=std)
+    planned = open_pool(pool, query_sets, exclude, config, settings)
+    embedder = _embedder(backbone, weights, embeddings, mean, std)
+    if embedder.backbone is None or Path(embedder.backbone).exists():
+        check_embedder(embedder, device)
+    return planned
+
+
+def _embedder(
+    backbone: FolderLike | None,
+    weights: PathLike | None,
+    embeddings: Sequence[PathLike],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> "Embedder":
+    from dinomed.pretrain.curation.selection.embedding import Embedder
+
+    place = backbone.folder if isinstance(backbone, HasFolder) else backbone
+    return Embedder(
+        None if place is None else str(place),
+        None if weights is None else str(weights),
+        [Path(table) for table in embeddings],
+        None if mean is None else tuple(mean),
+        None if std is None else tuple(std),
+    )
 
 
 def open_pool(

@@ -174,6 +174,9 @@ def plan_pretraining(
     phase: str | None = None,
     seed: int | None = None,
     num_processes: int = 1,
+    out: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     device: str = "auto",
 ) -> PretrainingPlan:
     """Return the settings and the costs of a pretraining or a distillation, without running it.
@@ -194,6 +197,9 @@ def plan_pretraining(
         phase: ``"highres"`` or None.
         seed: `run.seed` of the config.
         num_processes: number of processes (devices) of the run.
+        out: run folder that the run would write; it is checked, and nothing is written.
+        resume: the run would continue an interrupted one in `out`.
+        overwrite: the run would replace an earlier one in `out`.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Returns:
@@ -211,17 +217,25 @@ def plan_pretraining(
     """
     from dinomed.device import resolve_device
     from dinomed.pretrain.monitoring.cost_estimate import estimate
-    from dinomed.pretrain.resolve import resolve_config
+    from dinomed.pretrain.resolve import check_batch_size, resolve_config
+    from dinomed.pretrain.run_folder import check_sources, open_run
 
+    check_resume(resume, overwrite)
     section = "start" if teacher is None else "distill"
     loaded = _load_config(
         config, settings, steps=steps, start=start, weights=weights, phase=phase, seed=seed,
         **{f"{section}__mean": mean, f"{section}__std": std},
     )  # fmt: skip
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_sources(folder, None if teacher is None else folder_path(teacher), loaded.start.weights)
+    check_batch_size(loaded, num_processes)
     run = resolve_config(
         loaded, _source(data), fetch=False, teacher=None if teacher is None else folder_path(teacher),
         fixed=_fixed_names(settings, steps),
     )  # fmt: skip
+    if folder is not None:
+        open_run(folder, run.config, run.data_record, resume=resume, overwrite=overwrite)
     return PretrainingPlan(run.config, estimate(run.config, resolve_device(device), num_processes, run.teacher))
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinomed.adapters.task import Unit, find_task
@@ -124,6 +125,8 @@ def plan_training(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache: PathLike | None = None,
+    out: PathLike | None = None,
+    overwrite: bool = False,
     seed: int | None = None,
     device: str = "auto",
 ) -> TrainingPlan:
@@ -149,6 +152,8 @@ def plan_training(
         mean: mean of each channel in 0 to 1, for weights that name none.
         std: standard deviation of each channel, likewise.
         cache: folder of cached features.
+        out: folder that the training would write; it is checked, and nothing is written.
+        overwrite: replace an earlier result in `out`.
         seed: seed of the config.
         device: device of a backbone that is given by name or path.
 
@@ -169,6 +174,8 @@ def plan_training(
     from dinomed.adapters.folds.train import prepare_folds
 
     resolved = resolve_training(task, config, settings, head, seed, tune, label, separator, unit)
+    if out is not None:
+        _check_output(Path(out), folds is not None, overwrite)
     manifest = open_dataset(data)
     prepared = None if folds is None else prepare_folds(resolved, manifest, folds)
     frozen = load_backbone(backbone, weights=weights, device=device, mean=mean, std=std)
@@ -224,6 +231,18 @@ def plan_training(
         ),
         refitted_on=refitted_on,
     )  # fmt: skip
+
+
+def _check_output(out: Path, has_folds: bool, overwrite: bool) -> None:
+    """Raise as a training would if it cannot write the folder."""
+    from dinomed.adapters.bundle import WEIGHTS_FILE, check_no_folds
+    from dinomed.adapters.folds.plan import check_no_adapter
+    from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
+    from dinomed.io.output_folder import check_output
+
+    check = check_no_adapter if has_folds else check_no_folds
+    check(out)
+    check_output(out, marker=ENSEMBLE_FILE if has_folds else WEIGHTS_FILE, overwrite=overwrite)
 
 
 def resolve_training(

@@ -82,8 +82,8 @@ def curate(
     from dinomed.apps.output import api_arguments
 
     if dry_run:
-        curation.check_curation_options(out, executor, ray_address, overwrite=True)
-        resolved, images = curation.open_pool(pool, query_sets or (), exclude or (), config, settings)
+        run_alone = ["dry_run", "workers", "names", "mask_text"]
+        resolved, images = curation.plan_curation(**api_arguments(arguments, without=run_alone))
         _show(images, resolved, out, as_json)
         print_end([], after_dry_run(["curate"], arguments), as_json=as_json, mark="# ")
         return

@@ -86,8 +86,7 @@ def _run(command: str, options: dict[str, Any]) -> None:
     pretraining.check_resume(options["resume"], options["overwrite"])
     arguments = api_arguments(options, without=["dry_run", "nproc"])
     if options["dry_run"]:
-        described = {name: value for name, value in arguments.items() if name not in ("out", "resume", "overwrite")}
-        _print_plan(pretraining.plan_pretraining(**described, num_processes=options["nproc"]), options["as_json"])
+        _print_plan(pretraining.plan_pretraining(**arguments, num_processes=options["nproc"]), options["as_json"])
         print_end([], after_dry_run([command], options), as_json=options["as_json"], mark="# ")
     elif options["nproc"] > 1:
         _launch(command, options)

@@ -70,8 +70,7 @@ class Training:
 
         options = api_arguments(vars(self) | targets, without=["dry_run"])
         if self.dry_run:
-            described = {name: value for name, value in options.items() if name not in ("out", "overwrite")}
-            _print_plan(plan_training(task, **described), self.as_json)
+            _print_plan(plan_training(task, **options), self.as_json)
             label = targets.get("label")
             task_options = targets | ({"label": ",".join(label)} if isinstance(label, list) else {})
             planned = after_dry_run(["train", task], vars(self) | task_options)

@@ -128,19 +128,33 @@ def claimed_folder(folder: str | Path, *, marker: str, overwrite: bool = False) 
 @contextmanager
 def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     """Complete what a killed call has begun, prepare the folder and lock it; at the end remove new, empty folders."""
-    if any((folder / STAGE / name).is_file() for name, owner in _STATE_OF.items() if owner != marker):
-        raise UsageError(
-            f"output folder {folder} holds an unfinished cross-validation; choose another folder, or complete it first "
-            "by the same `train` again"
-        )
+    _check_state(folder, marker)
     finish_publishing(folder, marker)
-    unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
-    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
+    check_output(folder, marker=marker, overwrite=overwrite)
     with _without_empty(folder), locked(folder):
         try:
             yield folder
         finally:
             _release(folder / LOCK_FILE)
+
+
+def check_output(folder: Path, *, marker: str, overwrite: bool = False) -> None:
+    """Check, without writing, that `open_output_folder` or `claimed_folder` would take the folder.
+
+    Raises:
+        UsageError, DinomedError: as `prepare_output`; or the folder holds an unfinished cross-validation.
+    """
+    _check_state(folder, marker)
+    unfinished = (folder / STAGE).is_dir() and not (folder / marker).exists()
+    prepare_output(folder, overwrite=overwrite or unfinished, marker=STAGE if unfinished else marker)
+
+
+def _check_state(folder: Path, marker: str) -> None:
+    if any((folder / STAGE / name).is_file() for name, owner in _STATE_OF.items() if owner != marker):
+        raise UsageError(
+            f"output folder {folder} holds an unfinished cross-validation; choose another folder, or complete it first "
+            "by the same `train` again"
+        )
 
 
 def _mark_unfinished(folder: Path) -> None:

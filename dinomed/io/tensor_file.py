@@ -41,10 +41,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DinomedError: the file is missing, truncated, or not a safetensors file.
     """
+    check_readable(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise DinomedError(f"{path} cannot be read: {error}") from None
+
+
+def check_readable(path: Path) -> None:
+    """Raise a `DinomedError` with the reason of the system for a file that it does not open.
+
+    safetensors calls each such file missing.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        remedy = "; change its permissions" if isinstance(error, PermissionError) else ""
+        raise DinomedError(f"{path} cannot be read: {system_reason(error)}{remedy}") from None
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -60,6 +74,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 def has_entry(path: Path, entry: str) -> bool:
     """Return whether the header of a safetensors file has this entry; raise a `DinomedError` if the file is damaged."""
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return entry in (file.metadata() or {})
@@ -76,6 +91,7 @@ def read_header(path: Path, entry: str, remedy: str) -> Any:
     Raises:
         DinomedError: the file is damaged, or its header has no such entry.
     """
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(entry)

@@ -29,7 +29,7 @@ from dinomed.pretrain.curation.output.write import Boxes, write_result
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
-from dinomed.pretrain.curation.selection.embedding import Embedder
+from dinomed.pretrain.curation.selection.embedding import Embedder, check_embedder
 from dinomed.pretrain.curation.selection.stage import check_query_sets, select_images
 
 
@@ -65,8 +65,7 @@ def curate(
     """
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
     check_query_sets(pool, config.retrieval)
-    if embedder.tables and embedder.backbone is None:
-        raise UsageError("`embeddings`: name the backbone that made them with `backbone`")
+    check_embedder(embedder, device)
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from dinomed.errors import DinomedError
-from dinomed.io.tensor_file import check_tensors, hash_tensors, parse_record, read_header, read_tensors, write_tensors
+from dinomed.io import tensor_file
+from dinomed.io.tensor_file import (
+    check_tensors,
+    has_entry,
+    hash_tensors,
+    parse_record,
+    read_header,
+    read_tensors,
+    write_tensors,
+)
 
 FORMAT = "dinomed.test/1"
 SAME_FOLDER = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -194,3 +203,20 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         write_tensors(tmp_path / "missing" / "a.safetensors", TENSORS)
     with pytest.raises(DinomedError, match="cannot be read"):
         read_tensors(tmp_path / "missing" / "a.safetensors")
+
+
+def test_a_file_without_permission_is_not_called_missing_or_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tensor_file, "open", refuse, raising=False)  # permissions do not bind the user root
+    for read in (
+        read_tensors,
+        lambda file: has_entry(file, "record"),
+        lambda file: read_header(file, "record", "train"),
+    ):
+        with pytest.raises(DinomedError) as refused:
+            read(path)
+        assert str(refused.value) == f"{path} cannot be read: Permission denied; change its permissions"

@@ -179,3 +179,8 @@ def test_a_head_with_the_autocast_of_cuda_has_the_gradients_of_float32(
         assert gradient.dtype == torch.float32
         # three layers, each with products of values that are rounded to 8 bits
         torch.testing.assert_close(gradient, exact, rtol=0, atol=0.02 * float(exact.abs().max()))
+
+
+def test_statistics_of_values_up_to_255_are_refused(tiny: Tiny) -> None:
+    with pytest.raises(UsageError, match="divide values of 0 to 255 by 255"):
+        tiny(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])

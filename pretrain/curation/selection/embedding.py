@@ -112,6 +112,25 @@ def load_frozen(
     return load_backbone(name, weights=weights, device=resolve_device(device), mean=mean, std=std)
 
 
+def check_embedder(embedder: Embedder, device: str) -> None:
+    """Check the device, the backbone and the headers of the tables, before the images are read.
+
+    Raises:
+        UsageError: there is no such device or backbone, or a table does not match the backbone.
+        DinomedError: the backbone is damaged.
+    """
+    from dinomed.device import resolve_device
+
+    resolve_device(device)
+    if embedder.backbone is None:
+        if embedder.tables:
+            raise UsageError("`embeddings`: name the backbone that made them with `backbone`")
+        return
+    backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
+    for path in embedder.tables:
+        _read_table(path, backbone.fingerprint, header_only=True)
+
+
 def embed_images(
     context: CurationContext, rows: np.ndarray, num_candidates: int, vectors: Vectors, embedder: Embedder
 ) -> tuple[Embeddings, dict[str, Any]]:
@@ -203,14 +222,17 @@ def _read_tables(tables: Sequence[Path], fingerprint: str, context: CurationCont
     return vectors
 
 
-def _read_table(path: Path, fingerprint: str) -> tuple[list[str], np.ndarray]:
-    """Return the image paths of a table of `dinomed features`, and their class tokens, normalised to length 1."""
+def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> tuple[list[str], np.ndarray]:
+    """Return the image paths of a table of `dinomed features`, and their class tokens, normalised to length 1.
+
+    With `header_only` both are empty, and only the header is checked.
+    """
     try:
         with pq.ParquetFile(path) as file:
             metadata = file.schema_arrow.metadata or {}
             if MARK not in metadata:
-                raise UsageError(f"--embeddings {path} is no table of `dinomed features`")
-            table = file.read()
+                raise UsageError(f"`embeddings={path}` is no table of `dinomed features`")
+            table = file.schema_arrow.empty_table() if header_only else file.read()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"`embeddings={path}` cannot be read ({first_line(error)[:80]})") from None
     table_fingerprint = metadata[b"fingerprint"].decode()
@@ -221,6 +243,8 @@ def _read_table(path: Path, fingerprint: str) -> tuple[list[str], np.ndarray]:
         )
     if metadata.get(b"tokens") != b"cls":
         raise UsageError(f"`embeddings={path}` does not hold class tokens; compute it again with `tokens=cls`")
+    if header_only:
+        return [], np.empty((0, 0), np.float32)
     features = normalised(column_to_vectors(table["feature"]), f"{path}: feature of image")
     return table["image"].to_pylist(), features
 

@@ -169,3 +169,26 @@ def test_a_backbone_without_heads_is_distilled_by_its_features(
     code, out, errors = call(*by_features, capsys=capsys)
     assert code == 0, errors
     assert json.loads(out)["losses"].keys() == {"loss", "class", "patch"}
+
+
+def test_a_dry_run_refuses_the_output_that_the_run_refuses(
+    run: Path, tiny_pretraining: Path, lesion_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--data", lesion_manifest, "--device", "cpu", "--dry-run")
+    pretrain, distill = ("pretrain", tiny_pretraining), ("distill", tiny_pretraining, "--teacher", run)
+    (tmp_path / "file").touch()
+    for words, message in (
+        ((*pretrain, "-o", run), "already holds a run"),
+        ((*pretrain, "-o", run, "--resume", "--set", "run.batch_size=8"), "has other settings"),
+        ((*pretrain, "-o", lesion_manifest.parent), "is not empty and holds no config.yaml"),
+        ((*pretrain, "-o", tmp_path / "file"), "is a file; give a folder"),
+        ((*pretrain, "-o", tmp_path / "new", "--nproc", "3"), "is not divisible by the number of processes (3)"),
+        ((*distill, "-o", run, "--overwrite"), "holds the weights that the run needs"),
+    ):
+        code, out, errors = call(*words, *common, capsys=capsys)
+        assert (code, out) == (2, ""), errors
+        assert message in errors
+    for option in ("--resume", "--overwrite"):
+        code, _, errors = call(*pretrain, "-o", run, option, *common, capsys=capsys)
+        assert code == 0, errors
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

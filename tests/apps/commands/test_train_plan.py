@@ -211,3 +211,19 @@ def test_a_wrong_number_of_folds_is_refused_before_the_backbone_is_loaded(
     assert code == 2
     assert f"--folds {folds}" in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_the_output_that_the_training_refuses(run: Run, user_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "fold_1").mkdir()
+    words = ("train", "classify", "--data", user_folder / "derm.parquet", "-b", user_folder / "ssl", "--dry-run")
+    for out, options, message in (
+        (user_folder / "cls", (), "already holds a result"),
+        (user_folder / "cls", ("--folds", "2"), "holds an adapter"),
+        (user_folder / "lesions", ("--overwrite",), "is not empty and holds no adapter.safetensors"),
+        (tmp_path, (), "holds folds of a cross-validation"),
+    ):
+        code, text, error = run(*words, "-o", out, *options)
+        assert (code, text) == (2, ""), error
+        assert message in error
+    code, _, error = run(*words, "-o", user_folder / "cls", "--overwrite")
+    assert code == 0, error

@@ -289,3 +289,25 @@ def test_a_dry_run_writes_nothing(raw: Any, tmp_path: Path, capsys: pytest.Captu
     assert code == 0
     assert json.loads(out)["images_to_read"] == 37 + 10 + 6
     assert not list(tmp_path.iterdir())
+
+
+def test_a_device_a_backbone_and_tables_are_checked_before_the_images_are_read(
+    raw: Any, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "curated.parquet"
+    (tmp_path / "table.parquet").write_bytes(b"no table")
+    for options, message in (
+        (("--device", "tpu"), "expected auto, cpu"),
+        (("--backbone", raw.pool.parent), "holds no backbone"),
+        (("--weights", "file"), "name it with --backbone"),
+        (("--embeddings", tmp_path / "table.parquet"), "name the backbone that made them"),
+        (("--backbone", tiny_backbone, "--embeddings", tmp_path / "table.parquet"), "cannot be read"),
+    ):
+        for dry in ((), ("--dry-run",)):
+            code, out, err = dinomed(capsys, "curate", *raw.arguments, "-o", output, *options, *dry)
+            assert (code, out) == (2, ""), err
+            assert message in err
+    assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+    (tmp_path / "curated.parquet").touch()
+    code, _, err = dinomed(capsys, "curate", *raw.arguments, "-o", output, "--dry-run")
+    assert (code, "exists already; add --overwrite" in err) == (2, True)
