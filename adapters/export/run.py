@@ -1,6 +1,7 @@
 """Export of a backbone or an adapter to the format of another tool, checked before it is published."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +14,7 @@ from dinomed.adapters.export.onnx_file import write_onnx
 from dinomed.adapters.export.source import ExportSource
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import leaves_root
-from dinomed.errors import UsageError, did_you_mean
+from dinomed.errors import DinomedError, UsageError, did_you_mean
 from dinomed.io.files import read_json, sha256_file, write_json, write_text
 from dinomed.io.output_folder import open_output_folder
 from dinomed.io.publish import publish
@@ -102,13 +103,15 @@ def export(
         "monai": lambda stage: write_monai(source, stage),
     }
     with open_output_folder(out, marker=REPORT_FILE, overwrite=overwrite) as stage:
+        earlier = _earlier_files(out)
         parity = writers[kind](stage)
         write_text(stage / "README.md", card(source, kind, parity))
         write_text(stage / "NOTICE", notice(source))
         report = _report(source, kind, parity, stage)
         write_json(stage / REPORT_FILE, report)
-        _remove_earlier_export(out)
-        publish(stage, out, [*report["files"], REPORT_FILE])  # the report last: it marks the export as complete
+        # the report is removed first and moved last: it marks the export as complete
+        publish(stage, out, [*report["files"], REPORT_FILE], remove=[REPORT_FILE, *earlier])
+    _remove_empty_folders(out, earlier)
     return report
 
 
@@ -130,16 +133,30 @@ def _report(source: ExportSource, kind: str, parity: dict[str, Any], stage: Path
     }
 
 
-def _remove_earlier_export(out: Path) -> None:
-    """Remove the files that an earlier export lists, and no others."""
+def _earlier_files(out: Path) -> list[str]:
+    """Return the files that an earlier export in the folder lists and that are there, and no others.
+
+    Raises:
+        UsageError: the list cannot be read.
+    """
     if not (out / REPORT_FILE).exists():
-        return
-    earlier = read_json(out / REPORT_FILE)
+        return []
+    try:
+        earlier = read_json(out / REPORT_FILE)
+    except DinomedError:
+        raise UsageError(
+            f"output folder {out} holds a damaged {REPORT_FILE}, which lists the files to replace; choose another "
+            "folder"
+        ) from None
     names = earlier.get("files") if isinstance(earlier, dict) else None
-    (out / REPORT_FILE).unlink()
-    for name in names if isinstance(names, dict) else ():
-        if not leaves_root(name):
-            (out / name).unlink(missing_ok=True)
-            for parent in PurePosixPath(name).parents:
-                if str(parent) != "." and (out / parent).is_dir() and not any((out / parent).iterdir()):
+    names = names if isinstance(names, dict) else {}
+    return [name for name in names if not leaves_root(name) and (out / name).is_file()]
+
+
+def _remove_empty_folders(out: Path, names: list[str]) -> None:
+    """Remove the folders of removed files in which nothing is left."""
+    for name in names:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) != ".":
+                with suppress(OSError):
                     (out / parent).rmdir()

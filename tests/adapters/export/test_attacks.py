@@ -76,6 +76,42 @@ def test_an_interrupt_leaves_the_earlier_export(
     export(source, "timm", tmp_path / "new")  # the folder that it left is not in the way
 
 
+def test_an_interrupt_while_an_earlier_export_is_removed_leaves_a_list_for_the_next_call(
+    small_backbone: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = load_source(str(small_backbone())), tmp_path / "out"
+    export(source, "safetensors", out)
+    complete, unlink = set(files(out)), Path.unlink
+
+    def interrupted(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if path == out / REPORT_FILE:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(source, "safetensors", out, overwrite=True)
+    with pytest.raises(UsageError, match="already holds a result"):
+        export(source, "safetensors", out)
+    assert set(files(out)) == complete
+
+
+def test_an_earlier_list_of_files_is_not_trusted(small_backbone: Make, tmp_path: Path) -> None:
+    source, out = load_source(str(small_backbone())), tmp_path / "out"
+    (out / "folder").mkdir(parents=True)
+    (tmp_path / "mine.txt").touch()
+    (out / REPORT_FILE).write_text('{"files": {"folder": "", "gone": "", "../mine.txt": ""}}')
+    export(source, "safetensors", out, overwrite=True)
+    assert (tmp_path / "mine.txt").exists()
+    assert (out / "folder").is_dir()
+    (out / REPORT_FILE).write_text("half")
+    before = files(out)
+    with pytest.raises(UsageError, match=r"holds a damaged export\.json"):
+        export(source, "safetensors", out, overwrite=True)
+    assert files(out) == before
+
+
 def test_a_killed_export_is_repeated_and_its_files_are_removed(small_backbone: Make, tmp_path: Path) -> None:
     source, out = load_source(str(small_backbone())), tmp_path / "out"
     (out / STAGE).mkdir(parents=True)
