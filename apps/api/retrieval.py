@@ -202,7 +202,7 @@ def search(
     claim = nullcontext() if out is None else claimed_folder(out, marker=RESULTS_FILE, overwrite=overwrite)
     with claim as folder:
         if folder is not None:
-            _remove_pictures(folder)
+            _remove_earlier(folder)
         queries: list[dict[str, Any]] = []
         for row, result in enumerate(results):
             if result.error is not None:
@@ -292,8 +292,12 @@ def _open_index(index: IndexLike, backbone: PathLike | None, device: str) -> Ima
     return index if isinstance(index, ImageIndex) else load_index(index, backbone=backbone, device=device)
 
 
-def _remove_pictures(folder: Path) -> None:
-    """Remove the pictures of an earlier search, recognised by their names; other files stay."""
+def _remove_earlier(folder: Path) -> None:
+    """Remove an earlier search: its results, which mark it as complete, then its pictures, recognised by their names.
+
+    Other files stay.
+    """
+    (folder / RESULTS_FILE).unlink(missing_ok=True)
     for path in folder.glob("*_*.jpg"):
         if path.stem.replace("_", "").isdigit() and path.is_file():
             path.unlink()

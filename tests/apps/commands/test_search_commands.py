@@ -65,6 +65,24 @@ def test_a_folder_filtered_with_evidence_and_pictures(user_folder: Path, run, tm
     assert not list((tmp_path / "out").glob("*.jpg"))
 
 
+def test_an_interrupted_replacement_is_not_taken_for_a_complete_search(
+    user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, out = user_folder / "lesions/images/SYN_00000_a.jpg", tmp_path / "out"
+    words = ("search", query, "--index", user_folder / "idx", "-k", 1, "--evidence", "-o", out)
+    assert run(*words)[0] == 0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dinomed.apps.api.retrieval.draw_matches", interrupted)
+        assert run(*words, "--overwrite")[0] == 130
+    assert not (out / "results.json").exists()
+    assert run(*words)[0] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["0001_01.jpg", "results.json"]
+
+
 def test_an_unknown_group_and_a_too_large_k_are_reported(user_folder: Path, run, tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "new.png")
     code, out, err = run(
