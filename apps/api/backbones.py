@@ -327,6 +327,7 @@ def probe(
             )
         if folder is not None:
             build = build_few_mask_page if task == "segment" else build_few_shot_page
+            (folder / FEW_SHOT_FILE).unlink(missing_ok=True)  # it marks the folder as complete
             write_text(folder / "report.html", build(report))
             write_json(folder / FEW_SHOT_FILE, report)
     return report

@@ -222,6 +222,7 @@ def evaluate(
             shown: dict[str, Any] = {"names": names, "mask": mask}
             page = build_evaluation_page(evaluation, manifest, **shown) if alone else build_runs_page(report)
             report |= {} if mask is None else {"masked_text": mask.record()}
+            (folder / METRICS_FILE).unlink(missing_ok=True)  # metrics mark the folder as complete
             write_text(folder / REPORT_FILE, page)
             write_json(folder / METRICS_FILE, {key: value for key, value in report.items() if key != "adapter"})
             report |= {"report": str(folder / REPORT_FILE)}

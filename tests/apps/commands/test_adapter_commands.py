@@ -324,3 +324,22 @@ def test_mistakes_print_one_line(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (user_folder / "x" / "adapter.json").exists()
+
+
+def test_an_interrupted_replacement_is_not_taken_for_a_complete_evaluation(
+    user_folder: Path, run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = ("--data", user_folder / "derm.parquet"), tmp_path / "out"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    few_shot = ("probe", user_folder / "ssl", *data, "--few-shot", "1", "--seeds", 2)
+    for words, marker in ((("evaluate", user_folder / "cls", *data), "metrics.json"), (few_shot, "few_shot.json")):
+        assert run(*words, "-o", out / marker)[0] == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("dinomed.io.files.write_json", interrupted)  # after the new page was written
+            assert run(*words, "-o", out / marker, "--overwrite")[0] == 130
+        assert not (out / marker / marker).exists()
+        assert run(*words, "-o", out / marker)[0] == 0
+        assert (out / marker / marker).exists()
