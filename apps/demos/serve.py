@@ -165,6 +165,7 @@ def serve(build: Callable[[], Any], address: Address, *, browser: bool = True) -
                 inbrowser=browser and sys.stdout.isatty(), prevent_thread_lock=True, quiet=True, ssr_mode=False,
                 mcp_server=False, footer_links=[], max_file_size=MAX_UPLOAD, max_threads=8,
                 state_session_capacity=64, enable_monitoring=False, app_kwargs=guarded, **look(),
+                _frontend=False,  # only leaves out a request that must be answered within 3 s, also on a busy machine
             )  # fmt: skip
             break
         except OSError as error:

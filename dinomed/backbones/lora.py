@@ -37,14 +37,16 @@ def add_lora(backbone: VisionTransformer, config: LoraConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
+    backbone.requires_grad_(False)
+    # Into the blocks, not the backbone: PEFT 0.15 to 0.18 take its attribute `config` for one of transformers.
     inject_adapter_in_model(
         PeftConfig(
             r=config.rank,
             lora_alpha=config.alpha,  # type: ignore[arg-type]  # it divides by the rank only
             lora_dropout=config.dropout,
-            target_modules=rf"blocks\.\d+\.(attn|mlp)\.({'|'.join(config.targets)})",
+            target_modules=rf"\d+\.(attn|mlp)\.({'|'.join(config.targets)})",
         ),
-        backbone,
+        backbone.blocks,
     )
     backbone.mask_token.requires_grad_(True)
 
