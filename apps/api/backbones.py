@@ -279,8 +279,7 @@ def probe(
 
     Returns:
         The report that ``dinomed probe --json`` prints: ``knn`` and ``logistic`` with ``auroc``, ``balanced_accuracy``
-        and ``per_class``; with `shots` the means and standard deviations for each number; for segment also intervals
-        and ``baselines``.
+        and ``per_class``; with `shots` means and standard deviations; for segment also intervals and ``baselines``.
 
     Raises:
         UsageError: no labels or masks, one class only, an empty split, or a group in two splits.
@@ -326,8 +325,8 @@ def probe(
                 frozen, manifest, cache=cache, shots=numbers, seeds=seeds, label=label, split=split, seed=seed
             )
         if folder is not None:
-            build = build_few_mask_page if task == "segment" else build_few_shot_page
             (folder / FEW_SHOT_FILE).unlink(missing_ok=True)  # it marks the folder as complete
+            build = build_few_mask_page if task == "segment" else build_few_shot_page
             write_text(folder / "report.html", build(report))
             write_json(folder / FEW_SHOT_FILE, report)
     return report
