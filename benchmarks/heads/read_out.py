@@ -53,7 +53,7 @@ MULTI_VIEW: Mapping[str, tuple[str, ...]] = {"multi_view": (), "multi_view, one 
 METRICS = {"classify": "macro AUROC", "segment": "mean Dice"}
 REFERENCES = {"classify": "logistic, cls", "segment": "linear"}
 AUTO, LIMIT = "auto", "best on test"
-Scores = dict[str, tuple[float, float]]
+Scores = Mapping[str, Sequence[float]]
 """Value on val and on test of each candidate."""
 
 
@@ -114,7 +114,8 @@ class Bench:
 def choose(scores: Scores) -> Scores:
     """Add the choice of `auto`, among the candidates that are not `multi_view`, and the limit of any choice."""
     offered = {title: pair for title, pair in scores.items() if title not in MULTI_VIEW}
-    return scores | {
+    return {
+        **scores,
         AUTO: max(offered.values(), key=lambda pair: pair[0]),  # the first of equal ones, as the command
         LIMIT: max(offered.values(), key=lambda pair: pair[1]),
     }
@@ -124,16 +125,11 @@ def build_table(rows: Sequence[Mapping[str, Any]], task: str) -> str:
     """Format a Markdown table: one row a candidate, and for each number of images the mean and the differences."""
     groups: dict[str, list[Scores]] = defaultdict(list)
     for row in rows:
-        groups[row["count"]].append(choose({title: (val, test) for title, (val, test) in row["scores"].items()}))
-    reference, titles = (
-        REFERENCES[task],
-        list(dict.fromkeys(title for members in groups.values() for each in members for title in each)),
-    )
-    titles = [*(title for title in titles if title not in (AUTO, LIMIT)), AUTO, LIMIT]
-    counts = sorted(groups, key=int)
+        groups[row["count"]].append(choose(row["scores"]))
+    reference, counts = REFERENCES[task], sorted(groups, key=int)
     cells = [f"{count}: {word}" for count in counts for word in (METRICS[task], "difference")]
     lines = ["| read-out | " + " | ".join(cells) + " |", "|---" * (len(cells) + 1) + "|"]
-    for title in titles:
+    for title in groups[counts[0]][0]:  # all backbones have the same candidates
         line = [title]
         for count in counts:
             members = groups[count]
@@ -166,8 +162,7 @@ def main(words: Sequence[str] | None = None) -> None:
     manifest = read_manifest(options.data)
     targets = manifest.column("mask" if options.task == "segment" else "label")
     usable = manifest.take([row for row, cell in enumerate(targets) if cell is not None])
-    tested = usable.column("split")
-    pool = usable.take([row for row, split in enumerate(tested) if split in ("train", "val")])
+    pool = usable.take([row for row, split in enumerate(usable.column("split")) if split in ("train", "val")])
     options.output.mkdir(parents=True, exist_ok=True)
     cache, path = options.output / "features", options.output / "results.jsonl"
     cache.mkdir(exist_ok=True)

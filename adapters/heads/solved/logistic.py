@@ -2,8 +2,9 @@
 
 Features are standardised by the training set; without this, the penalty would depend on the scale of each channel. With
 fewer examples than features, the fit runs in the span of the examples, which holds the optimum: the part of a weight
-outside it does not change the predictions of training and adds to the penalty. The
-DINOv2 code tries 45 values of C, logspace(-6, 5). Here every fourth value, the powers of ten, is tried, each
+outside it does not change the predictions of training and adds to the penalty.
+
+The DINOv2 code tries 45 values of C, logspace(-6, 5). Here every fourth value, the powers of ten, is tried, each
 initialised with the solution of the value before. C is defined as in scikit-learn: a large C is a weak penalty.
 """
 
