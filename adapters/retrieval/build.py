@@ -1,7 +1,9 @@
 """Construction of an index: features of all images of a manifest, pooled, whitened and indexed."""
 
+import os
 import platform
 import shutil
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +29,7 @@ from dinomed.features.cache import FeatureCache
 from dinomed.features.compute import Features
 from dinomed.features.extract import check_usable, extract, without_rows
 from dinomed.features.familiarity.fit import choose_reference_rows, fit_reference
+from dinomed.features.loading import is_unchanged
 from dinomed.io.artifacts import hash_key
 from dinomed.io.files import replacing
 from dinomed.io.output_folder import open_output_folder
@@ -121,9 +124,10 @@ def _pool_usable(
             chunk = manifest.take(range(start, min(start + _CHUNK, len(manifest))))
             key = hash_key(backbone.fingerprint, chunk.fingerprint, pooling.model_dump_json())
             path = stage / _POOLED / f"{key}.npy"
-            if path.exists():
+            if path.exists() and is_unchanged(chunk, path.stat().st_mtime_ns):
                 chunks.append(np.load(path))
             else:
+                started = time.time_ns()
                 features = extract(
                     backbone, chunk, cache=stage / "features", patches=True, shard_size=_CHUNK,
                     description="patch tokens", skip_unusable=True,
@@ -133,6 +137,7 @@ def _pool_usable(
                 if not features.failed:
                     with replacing(path) as temporary, open(temporary, "wb") as file:
                         np.save(file, chunks[-1])
+                    os.utime(path, ns=(started, started))  # for `is_unchanged`
                 failed |= {start + row: reason for row, reason in features.failed.items()}
                 shutil.rmtree(stage / "features")
             progress.advance(len(chunk))

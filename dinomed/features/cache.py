@@ -169,11 +169,13 @@ def write_shard(
     shard: int,
     arrays: Mapping[Kind, np.ndarray],
     failed: Collection[int] = (),
+    read_ns: int | None = None,
 ) -> None:
     """Write one shard, its record last.
 
     Args:
         arrays: the features of its rows without those of `failed`.
+        read_ns: time before its images were read, for `read_time`, ns; None for now.
 
     Raises:
         DinomedError: a value is not finite in the type in which it is kept, or the disk is full.
@@ -189,6 +191,13 @@ def write_shard(
             )
         writers[file_name(shard, kind)] = partial(_save_array, array)
     artifacts.write(artifact_name(shard), key.shard_key(shard, failed), writers)
+    if read_ns is not None:
+        os.utime(artifacts.record_path(artifact_name(shard)), ns=(read_ns, read_ns))
+
+
+def read_time(artifacts: ArtifactFolder, shard: int) -> int:
+    """Return a time before the images of a shard that exists were read, ns: the time of its record."""
+    return artifacts.record_path(artifact_name(shard)).stat().st_mtime_ns
 
 
 def _save_array(array: np.ndarray, path: Path) -> None:

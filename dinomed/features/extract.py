@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,18 @@ from dinomed.backbones.vit import resolve_indices
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.findings import nothing_in
 from dinomed.errors import DinomedError, UsageError
-from dinomed.features.cache import DTYPES, FeatureCache, FeatureKey, Kind, is_valid_shard, write_shard
+from dinomed.features.cache import DTYPES, FeatureCache, FeatureKey, Kind, is_valid_shard, read_time, write_shard
 from dinomed.features.compute import compute_features
 from dinomed.features.finite import CAUSE, NotFiniteError, compute_finite
-from dinomed.features.loading import BATCH_SIZE, LoadedImage, Transform, load_images, shape_of, stack_pixels
+from dinomed.features.loading import (
+    BATCH_SIZE,
+    LoadedImage,
+    Transform,
+    is_unchanged,
+    load_images,
+    shape_of,
+    stack_pixels,
+)
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 from dinomed.io.output_folder import locked
 from dinomed.io.prefetch import batched
@@ -50,7 +59,8 @@ def extract(
     """Compute the features of all images of a manifest, or read them from the cache.
 
     The features of each key have their own folder in `cache`. The shards of an interrupted call are used; shards that
-    are damaged or have another key are computed again.
+    are damaged or have another key are computed again. An image that has changed since the scan is treated alike with
+    and without the cache: it is an error, or left out with `skip_unusable`.
 
     Args:
         backbone: its preprocessing decides the image size.
@@ -86,7 +96,14 @@ def extract(
     failed: dict[int, str] = {}  # row of the manifest -> reason
     with locked(folder, wait=True):
         artifacts = ArtifactFolder(folder)
-        missing = [shard for shard in range(key.num_shards) if not is_valid_shard(artifacts, key, shard)]
+
+        def is_usable(shard: int) -> bool:
+            return is_valid_shard(artifacts, key, shard) and is_unchanged(
+                manifest.take(key.shard_range(shard)), read_time(artifacts, shard), workers
+            )
+
+        missing = [shard for shard in range(key.num_shards) if not is_usable(shard)]
+        started = time.time_ns()
         todo = [index for shard in missing for index in key.shard_range(shard)]
         logger.debug(f"feature cache {folder}: {len(manifest) - len(todo)} of {len(manifest)} images are there")
         if todo:
@@ -103,7 +120,7 @@ def extract(
                         raise DinomedError(f"backbone {backbone.name}: {not_finite[0]} for all images; {CAUSE}")
                     reasons = {rows[place]: reason for place, reason in sorted((unreadable | not_finite).items())}
                     if arrays:
-                        write_shard(artifacts, key, shard, arrays, reasons)
+                        write_shard(artifacts, key, shard, arrays, reasons, started)
                     failed |= reasons
     if failed and not skip_unusable:
         row, reason = next(iter(failed.items()))

@@ -64,6 +64,27 @@ def load_images(
     return prefetch(load, range(len(manifest)), workers)
 
 
+def is_unchanged(manifest: Manifest, checked_ns: int, workers: int | None = None) -> bool:
+    """Return whether the images of a manifest have the size and the content of the scan; missing files are ignored.
+
+    Only files that were changed, moved or copied since `checked_ns` are hashed.
+
+    Args:
+        checked_ns: time at which the reading of these images began, when they had the content of the scan, ns.
+        workers: threads; None chooses by the number of processors.
+    """
+    stamps = manifest.stamps()
+
+    def check(row: int) -> bool:
+        try:
+            check_unchanged(manifest.path(row), *stamps[row], checked_ns)
+        except UnreadableImage:
+            return False
+        return True
+
+    return all(prefetch(check, range(len(manifest)), workers))
+
+
 def load_batches(
     manifest: Manifest, preprocessing: Preprocessing, batch_size: int = BATCH_SIZE
 ) -> Iterator[list[LoadedImage]]:

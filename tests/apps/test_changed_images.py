@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinomed.adapters.retrieval.index import read_index
+from dinomed.adapters.retrieval.pool import Pooling
 from dinomed.apps import cli
 from dinomed.datasets.manifest import read_manifest
+from dinomed.images import unchanged
+from dinomed.io.files import sha256_file
 
 Call = Callable[..., tuple[int, str]]
 
@@ -62,16 +66,66 @@ def test_training_and_evaluation_refuse(
     assert code == 1
     assert f"{name}: changed since the scan; scan again" in said
     name = change(manifest, "train", how)
-    shutil.rmtree(manifest.with_suffix(".features"))
-    code, said = call(*train, *few, *size, "--overwrite")
-    assert code == 1
-    assert f"{name}: changed since the scan; scan again" in said
+    for cached in (True, False):
+        if not cached:
+            shutil.rmtree(manifest.with_suffix(".features"))
+        code, said = call(*train, *few, *size, "--overwrite")
+        assert code == 1
+        assert f"{name}: changed since the scan; scan again" in said
+
+
+def test_an_index_leaves_them_out_with_and_without_the_cache(
+    manifest: Path, tiny_backbone: Path, tmp_path: Path, call: Call
+) -> None:
+    index = ("index", manifest, "--backbone", tiny_backbone, "--where", "split=test")
+    assert call(*index, "-o", tmp_path / "a")[0] == 0
+    name = change(manifest, "test", "other bytes")
+    counts = []
+    for out in ("b", "c"):
+        code, said = call(*index, "-o", tmp_path / out)
+        assert code == 1
+        assert f"{name}: changed since the scan; scan again" in said
+        counts.append(read_index(tmp_path / out).record.count)
+        shutil.rmtree(manifest.with_suffix(".features"), ignore_errors=True)
+    assert counts == [read_index(tmp_path / "a").record.count - 1] * 2
+
+
+def test_pooled_features_of_an_interrupted_index_are_not_used_for_them(
+    manifest: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinomed.adapters.retrieval import build
+    from dinomed.backbones.load import load_backbone
+
+    images, gem = read_manifest(manifest).select(split="test"), {"cache": tmp_path, "pooling": Pooling(tokens="gem")}
+    backbone, out = load_backbone(tiny_backbone), tmp_path / "index"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_index", None)
+        with pytest.raises(TypeError):
+            build.build_index(backbone, images, out, **gem)
+    change(manifest, "test", "other bytes")
+    assert len(build.build_index(backbone, images, out, **gem).manifest) == len(images) - 1
+
+
+def test_cached_features_of_files_with_another_date_only_are_used(
+    manifest: Path, tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinomed.backbones.load import load_backbone
+    from dinomed.features import extract as extracting
+
+    images, backbone = read_manifest(manifest).take(range(4)), load_backbone(tiny_backbone)
+    extracting.extract(backbone, images, cache=tmp_path / "cache")
+    images.path(0).touch()
+    images.path(1).unlink()  # the cache needs no images
+    monkeypatch.setattr(extracting, "compute_features", None)
+    hashed = []
+    monkeypatch.setattr(unchanged, "content_digest", lambda path: hashed.append(path) or sha256_file(path))
+    assert len(extracting.extract(backbone, images, cache=tmp_path / "cache")) == 4
+    assert hashed == [images.path(0)]  # the others are older than the cache
 
 
 def test_unchanged_is_what_has_the_same_bytes_whatever_its_date(tmp_path: Path) -> None:
     from dinomed.images.read import UnreadableImage
     from dinomed.images.unchanged import check_unchanged
-    from dinomed.io.files import sha256_file
 
     path = tmp_path / "a.png"
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(path)
