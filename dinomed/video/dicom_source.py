@@ -22,14 +22,18 @@ class DicomSource(FrameSource):
         self._frames = DicomFrames(path, IntensityConfig())
         self._damaged = range(0)  # the frames that the last, paused call found damaged
         header = self._frames.header
-        steps_ms = read_frame_times(path, header.frames)
+        frames, problem = header.frames, None
+        if frames != (held := max(1, min(frames, self._frames.count_held()))):
+            problem = f"its DICOM header states {frames:,} frames, and the file holds at most {held:,}"
+            frames = held
+        steps_ms = read_frame_times(path, header.frames)[:frames]
         note = None if steps_ms else NO_RATE
-        steps_ms = steps_ms or [1000 / ASSUMED_FPS] * header.frames
+        steps_ms = steps_ms or [1000 / ASSUMED_FPS] * frames
         self._times_s = [time / 1000 for time in accumulate([0.0, *steps_ms[1:]])]
-        mean_ms = sum(steps_ms[1:]) / max(header.frames - 1, 1)
+        mean_ms = sum(steps_ms[1:]) / max(frames - 1, 1)
         fps = 1000 / mean_ms if mean_ms > 0 else ASSUMED_FPS
         self.facts = VideoFacts(
-            header.width, header.height, "DICOM", header.mode, fps, header.frames, header.frames, note=note,
+            header.width, header.height, "DICOM", header.mode, fps, frames, header.frames, problem, note,
             constant_rate=len(set(steps_ms[1:])) < 2,
         )  # fmt: skip
 

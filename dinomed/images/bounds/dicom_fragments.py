@@ -1,4 +1,4 @@
-"""Places of the fragments of encapsulated pixels in a DICOM file."""
+"""Places of the fragments of encapsulated pixels in a DICOM file, and the number of frames that its pixels can hold."""
 
 import io
 import os
@@ -44,3 +44,21 @@ def find_fragments(file: BinaryIO) -> tuple[list[tuple[int, int]], bool]:
         file.seek(length, io.SEEK_CUR)
         items += 1
     return places, True
+
+
+def count_possible_frames(file: BinaryIO, frame_bits: int) -> int:
+    """Return the largest number of frames that the pixel data of a file can hold; the file stands at its pixel data.
+
+    An encapsulated frame has one fragment or more. Other frames have `frame_bits` bits each, up to the end of the file.
+    """
+    start = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    if file.read(12)[8:] != _UNDEFINED.to_bytes(4, "little"):
+        return (size - start) * 8 // max(frame_bits, 1)
+    items, header = 0, file.read(8)
+    while header[:4] == _ITEM:
+        items += 1
+        file.seek(int.from_bytes(header[4:], "little"), io.SEEK_CUR)
+        header = file.read(8)
+    return max(items - 1, 0)  # the first item is the table of offsets

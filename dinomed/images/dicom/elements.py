@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from dinomed.errors import DinomedError
 from dinomed.images.bounds.containers import too_large
+from dinomed.images.bounds.dicom_fragments import count_possible_frames
 from dinomed.images.bounds.dicom_streams import bounded_dicom, check_frame, is_dicom_start, pixel_bytes
 from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import (
@@ -112,6 +113,27 @@ def read_elements(path: str | Path, max_pixels: int, *, tags: tuple[str, ...] = 
     if frame_bytes > MAX_BYTES:
         raise UnreadableImage(path, f"{frame_bytes / 1e9:.1f} GB of samples, over the limit of 2.1")
     return elements
+
+
+def count_held_frames(path: str | Path, elements: Any) -> int:
+    """Return the largest number of frames that the pixels of a file can hold, whatever number its header states.
+
+    Args:
+        path: the file.
+        elements: as of `read_elements`.
+
+    Raises:
+        UnreadableImage: the file is damaged or truncated in its header.
+    """
+    from pydicom import dcmread
+
+    frame_bits = pixel_bytes(elements, 8)  # 8 frames of so many bytes: 1-bit frames fill no whole bytes
+    if str(elements.get("PhotometricInterpretation")) == "YBR_FULL_422":  # two of three samples are stored
+        frame_bits = frame_bits * 2 // 3
+    with reading_dicom(path) as file:
+        stream = bounded_dicom(file)
+        dcmread(stream, stop_before_pixels=True, specific_tags=["Rows"], force=True)
+        return count_possible_frames(stream, frame_bits)
 
 
 def frame_elements(elements: Any, number: int) -> Any:

@@ -7,6 +7,8 @@ from dinomed.images.decode import MAX_PIXELS
 from dinomed.images.dicom.elements import is_dicom, read_header, reading_dicom
 from dinomed.images.dicom.pixels import read_dicom_header
 
+_MAX_FRAMES = 4_000_000  # of a video; a header may state more
+
 
 def locate_frame(path: str | Path, frame: int, max_pixels: int = MAX_PIXELS) -> tuple[int, float | None]:
     """Return the number of frames of a file, and the time of a frame in s; None if the file states no rate.
@@ -28,7 +30,10 @@ def read_frame_times(path: str | Path, frames: int | None) -> list[float]:
 
     Args:
         path: the file.
-        frames: its number of frames; None if it is not known, then the result may be of fewer frames.
+        frames: its number of frames by its header; None if it is not known, then the result may be of fewer frames.
+
+    Returns:
+        A value for each frame, at most 4 million.
 
     Raises:
         UnreadableImage: the file is a damaged DICOM.
@@ -42,4 +47,4 @@ def read_frame_times(path: str | Path, frames: int | None) -> list[float]:
         step = float(elements.get("FrameTime") or 0)
         rate = float(elements.get("CineRate") or elements.get("RecommendedDisplayFrameRate") or 0)
     step = step if step > 0 else 1000 / rate if rate > 0 else 0.0
-    return [step] * (frames or 1) if step else []
+    return [step] * min(frames or 1, _MAX_FRAMES) if step else []

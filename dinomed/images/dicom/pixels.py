@@ -25,6 +25,7 @@ from dinomed.images.dicom.codecs import is_video_syntax, undecodable
 from dinomed.images.dicom.elements import (
     DAMAGED,
     NotAnImage,
+    count_held_frames,
     damage_reason,
     frame_elements,
     is_segmentation,
@@ -109,6 +110,14 @@ class DicomFrames:
         """
         with refusing_with(self._path, lambda error: decoding_reason(error, self._elements)):
             return self._show(self._decode(number), number)
+
+    def count_held(self) -> int:
+        """Return the largest number of frames that the file can hold, by its bytes; the header may state another.
+
+        Raises:
+            UnreadableImage: the file is damaged or truncated in its header.
+        """
+        return count_held_frames(self._path, self._elements)
 
     def read_values(self, number: int) -> DicomValues | None:
         """Read a gray frame in modality units.
