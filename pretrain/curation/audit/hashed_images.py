@@ -1,11 +1,13 @@
 """Hashes and descriptors of all images of a manifest."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
+from dinomed.io.output_folder import locked
 from dinomed.log import logger
 from dinomed.pretrain.curation.deduplication.hashes import views_of
 from dinomed.pretrain.curation.descriptors.descriptor import Descriptor
@@ -43,17 +45,19 @@ def hash_images(
 
     Args:
         descriptor: None for hashes alone.
-        cache: folder for the results, so that an interrupted call can continue; None caches nothing.
+        cache: folder for the results, so that an interrupted call can continue; None caches nothing. A call waits
+            for another process that uses it.
         description: of the progress bar.
     """
     fingerprint = "" if descriptor is None else descriptor.fingerprint
     work = ImagePass(quality=False, descriptor=descriptor, workers=workers, isolated=not manifest.decoded)
     runner = StageRunner(folder=cache, shard_size=_SHARD)
-    table = runner.map_images(
-        stage_key("images", VERSION, fingerprint, manifest.fingerprint)[:16], [VERSION, fingerprint], manifest,
-        np.arange(len(manifest)), work,
-        description=description,
-    )  # fmt: skip
+    with nullcontext() if cache is None else locked(cache, wait=True):
+        table = runner.map_images(
+            stage_key("images", VERSION, fingerprint, manifest.fingerprint)[:16], [VERSION, fingerprint], manifest,
+            np.arange(len(manifest)), work,
+            description=description,
+        )  # fmt: skip
     problems = table["problem"].to_pylist()
     for row, problem in enumerate(problems):
         if problem is not None:

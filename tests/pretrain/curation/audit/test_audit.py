@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from threading import Thread
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
+from dinomed.io.output_folder import locked
 from dinomed.pretrain.curation.audit.audit import Audit, AuditConfig, audit, audit_training_index
 from dinomed.pretrain.curation.audit.hashed_images import hash_images
 from dinomed.pretrain.curation.audit.training_index import (
@@ -121,7 +124,23 @@ def test_what_was_computed_is_used_again_and_damage_is_noticed(
     assert (hash_images(test, cache=tmp_path / "cache").hashes == first.hashes).all()
     assert "is damaged" in capsys.readouterr().err
     hash_images(test.take(range(3)), cache=tmp_path / "cache")
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # other images, another key
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 2  # other images, another key
+
+
+def test_a_second_audit_waits_for_the_cache(planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would remove the file that the first one is writing."""
+    hash_images(planted.test, cache=tmp_path)
+    (shard,) = tmp_path.rglob("*.arrow")
+    written = shard.with_name(".tmp-first")
+    second = Thread(target=hash_images, args=(planted.test,), kwargs={"cache": tmp_path})
+    with locked(tmp_path):
+        written.touch()
+        second.start()
+        while second.is_alive() and "waiting for another process" not in capsys.readouterr().err:
+            sleep(0.01)
+        assert written.exists()
+    second.join()
+    assert not written.exists()
 
 
 def test_an_empty_side_is_refused(planted) -> None:
