@@ -38,7 +38,6 @@ FREE_TO_CHANGE = {
         "loggers",
         "checkpoint_every",
         "keep_checkpoints",
-        "pca_images",
         "parallel",
         "timeout_s",
         "assumed_watts",
@@ -47,8 +46,8 @@ FREE_TO_CHANGE = {
         "compile",
     )
 }
-# settings that `pretrain --from` takes from the weights, so that it refuses other values
-_SETTINGS_OF_WEIGHTS = ("backbone.", "mean", "std", "images.", "objective.dino.", "objective.ibot.")
+# beginnings of the settings that `pretrain --from` takes from the weights, or that have no effect on loaded weights
+SETTINGS_OF_WEIGHTS = ("backbone.", "mean", "std", "images.", "objective.dino_head.", "objective.ibot_head.")
 
 
 def check_sources(folder: Path, *sources: str | Path | None) -> None:
@@ -132,7 +131,7 @@ def _check_same_run(folder: Path, config: Config, data: dict[str, Any]) -> None:
     old_data = read_json(folder / RECORD_FILE)["data"]
     if changed:
         remedy = "start a new run in another folder"
-        if "teacher" not in old_data | data and not any(key.startswith(_SETTINGS_OF_WEIGHTS) for key in changed):
+        if "teacher" not in old_data | data and not any(key.startswith(SETTINGS_OF_WEIGHTS) for key in changed):
             source = shlex.quote(str(folder))
             remedy = (
                 f"start a new run from its weights in another folder: dinomed pretrain CONFIG --from {source} -o RUN"

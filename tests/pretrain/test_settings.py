@@ -2,12 +2,14 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from dinomed.config import flatten_settings
 from dinomed.errors import UsageError
 from dinomed.layers import packed_attention
 from dinomed.pretrain.config import PretrainConfig
@@ -18,6 +20,7 @@ from dinomed.pretrain.model.distillation import Teacher
 from dinomed.pretrain.model.feature_distillation import NO_LOSSES
 from dinomed.pretrain.model.heads import ProjectionHead
 from dinomed.pretrain.resolve import fit_to_teacher
+from dinomed.pretrain.run_folder import FREE_TO_CHANGE, SETTINGS_OF_WEIGHTS, open_run, write_record
 from dinomed.pretrain.train_step import TrainStep
 
 Tiny = Callable[..., PretrainConfig]
@@ -184,3 +187,29 @@ def test_a_head_with_the_autocast_of_cuda_has_the_gradients_of_float32(
 def test_statistics_of_values_up_to_255_are_refused(tiny: Tiny) -> None:
     with pytest.raises(UsageError, match="divide values of 0 to 255 by 255"):
         tiny(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])
+
+
+def test_the_rules_of_a_resume_name_settings_that_exist() -> None:
+    names = flatten_settings(PretrainConfig()).keys()
+    assert names >= FREE_TO_CHANGE
+    assert [start for start in SETTINGS_OF_WEIGHTS if not any(name.startswith(start) for name in names)] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named", "from_weights"),
+    [
+        ({"objective": {"dino_head": {"prototypes": 32}}}, "objective.dino_head.prototypes: 24 -> 32", False),
+        ({"objective": {"ibot_head": {"prototype_init": "truncated_normal"}}}, "ibot_head.prototype_init", False),
+        ({"run": {"pca_images": 3}}, "run.pca_images: 2 -> 3", True),  # without splits they are taken from train
+    ],
+)
+def test_a_resume_with_another_setting_names_it_and_a_remedy_that_works(
+    changes: dict[str, Any], named: str, from_weights: bool, tiny: Tiny, tmp_path: Path
+) -> None:
+    """With `--from` the heads have the shapes and the weights of the run, so no other head would be trained."""
+    data = {"fingerprint": "f", "images": 8}
+    write_record(tmp_path, tiny(), data)
+    with pytest.raises(UsageError, match="has other settings") as refusal:
+        open_run(tmp_path, tiny(**changes), data, resume=True, overwrite=False)
+    assert named in str(refusal.value)
+    assert ("--from" in str(refusal.value)) is from_weights
