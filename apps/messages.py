@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dinomed.errors import DinomedError, printable, system_reason
+from dinomed.launched import launched_rank
 from dinomed.log import logger
 
 _ARGUMENT = re.compile(r"`([a-z]\w*)(?:=([^`]*))?`")
@@ -80,7 +81,7 @@ def explain(error: Exception, options: Mapping[str, str]) -> tuple[str, int]:
     """Return one line about an error, and the exit code; an empty line where another process prints it."""
     if isinstance(error, DinomedError):
         # all processes of a training run raise the same error; the first one prints it
-        hidden = error.exit_code == 2 and os.environ.get("RANK", "0") != "0"
+        hidden = error.exit_code == 2 and launched_rank() != 0
         return "" if hidden else f"error: {printable(name_options(str(error), options))}", error.exit_code
     if type(error).__name__ == "NoArgsIsHelpError":  # `dinomed train` without a task prints its help
         return str(error), 2

@@ -1,6 +1,6 @@
 """Process group and collective operations; in a single process each operation is the identity and needs no group.
 
-torchrun or `dinomed pretrain --nproc N` starts the processes and sets the rank of each in the environment.
+A launcher starts the processes (`dinomed.launched`).
 """
 
 import os
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dinomed.errors import DinomedError
+from dinomed.launched import was_launched
 
 T = TypeVar("T")
 # gloo and NCCL have no exception class for this
@@ -34,16 +35,6 @@ def world_size() -> int:
 def rank() -> int:
     """Return the rank, 0 to world_size() - 1; rank 0 writes files and messages."""
     return dist.get_rank() if is_distributed() else 0
-
-
-def was_launched() -> bool:
-    """Return whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def launched_rank() -> int:
-    """Return the rank that the launcher set, also before and after the group exists."""
-    return int(os.environ.get("RANK", "0")) if was_launched() else 0
 
 
 @contextmanager
@@ -80,8 +71,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def max_over_ranks_of(tensor: Tensor) -> Tensor:
-    """The elementwise maximum of `tensor` over all ranks, in place where there are several."""
+def elementwise_max_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the elementwise maximum of `tensor` over all ranks, in place if there are several."""
     if is_distributed():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor

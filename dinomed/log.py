@@ -13,6 +13,7 @@ import os
 from rich.console import Console
 
 from dinomed.errors import printable
+from dinomed.launched import launched_rank
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 logger = logging.getLogger("dinomed")
@@ -31,8 +32,8 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _is_for_this_rank(record: logging.LogRecord) -> bool:
-    """Return whether this process may write the record. torchrun gives the rank in the environment."""
-    return os.environ.get("RANK", "0") == "0" or getattr(record, "all_ranks", False)
+    """Return whether this process may write the record."""
+    return launched_rank() == 0 or getattr(record, "all_ranks", False)
 
 
 def set_level(level: int | str) -> None:

@@ -3,7 +3,6 @@
 Everything goes to stderr: stdout belongs to data (``--json``). In a run of several processes only rank 0 shows it.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dinomed.launched import launched_rank
 from dinomed.log import console, is_quiet, logger
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Bar:
         self.description, self.total, self.done, self.text = description, total, start, ""
         self._began, self._start, self._last_line = time.monotonic(), start, time.monotonic()
         self._progress: Progress | None = None
-        shown = os.environ.get("RANK", "0") == "0" and not is_quiet()
+        shown = launched_rank() == 0 and not is_quiet()
         if shown and console.is_terminal and not Bar._live:  # two at once would write over each other
             Bar._live = True
             self._progress = Progress(

@@ -80,7 +80,7 @@ def _run(command: str, options: dict[str, Any]) -> None:
     from dinomed.apps.api import pretraining
     from dinomed.apps.ending import after_backbone, after_dry_run, print_end
     from dinomed.apps.output import api_arguments, emit
-    from dinomed.distributed import launched_rank
+    from dinomed.launched import launched_rank
     from dinomed.notice import RESEARCH_USE
 
     pretraining.check_resume(options["resume"], options["overwrite"])

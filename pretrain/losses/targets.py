@@ -7,7 +7,7 @@ no process group.
 import torch
 from torch import Tensor, nn
 
-from dinomed.distributed import max_over_ranks_of, sum_over_ranks
+from dinomed.distributed import elementwise_max_over_ranks, sum_over_ranks
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def sinkhorn_knopp(logits_BK: Tensor, temperature: float, iterations: int = 3) -
     """
     with torch.autocast(logits_BK.device.type, enabled=False):  # it would make the products below half precision
         q_BK = logits_BK.float() * (1 / temperature)
-        largest_K = max_over_ranks_of(q_BK.amax(0) if len(q_BK) else q_BK.new_full(q_BK.shape[1:], -torch.inf))
+        largest_K = elementwise_max_over_ranks(q_BK.amax(0) if len(q_BK) else q_BK.new_full(q_BK.shape[1:], -torch.inf))
         total_K = sum_over_ranks(torch.sub(q_BK, largest_K).exp_().sum(0))
         q_BK.sub_(largest_K + total_K.log())
         if len(q_BK):
