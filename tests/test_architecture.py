@@ -3,6 +3,7 @@
 import ast
 import functools
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_a_folder_holds_3_to_12_files() -> None:
         if files > MAX_FILES or files + folders < MIN_FILES:
             wrong.append(f"{package} holds {files} files and {folders} folders")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_path_on_the_page_of_the_architecture_exists() -> None:
+    """A path may leave out its first folders; NAME stands for a name."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.]+/[\w./]+)`", page))
+    tops = [ROOT / top for top in (*LAYERS, "tests", "examples", "docs")]
+    files = {f"/{path.relative_to(ROOT).as_posix()}" for top in tops for path in top.rglob("*.*")}
+    assert len(named) > 40
+    missing = {name for name in named if "NAME" not in name and not any(f"/{name}" in file for file in files)}
+    assert not missing
 
 
 @pytest.mark.parametrize(
