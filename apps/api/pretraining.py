@@ -63,7 +63,8 @@ def pretrain(
 
     Raises:
         UsageError: settings, data and output folder do not fit together.
-        DinomedError: the loss is not finite for `run.max_bad_steps` steps in a row, or nothing can be read or written.
+        DinomedError: the loss is not finite for more than `run.max_bad_steps` steps in a row, or a file cannot be read
+            or written.
         SystemExit: 143 or 130 after SIGTERM or SIGINT; the step was finished and a checkpoint written.
 
     Example:

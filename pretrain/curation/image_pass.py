@@ -1,6 +1,6 @@
 """The image pass: each image is read once for its quality, its hashes and, if requested, its descriptor.
 
-`dinomed curate` and `dinomed audit` use the same pass and the same cache.
+`dinomed curate` and `dinomed audit` use the same pass; each caches its own results.
 """
 
 from collections.abc import Sequence
