@@ -24,7 +24,7 @@ from dinomed.adapters.fitting.feature_sources.cached import CachedFeatureSource,
 from dinomed.adapters.fitting.feature_sources.live import LiveFeatureSource
 from dinomed.adapters.fitting.feature_sources.source import FeatureSource
 from dinomed.adapters.fitting.image_batches import TargetLookup
-from dinomed.adapters.fitting.optimizers import check_precision
+from dinomed.adapters.fitting.optimizers import check_precision, count_batches, count_passes
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.frozen import FrozenBackbone
 
@@ -95,7 +95,6 @@ def count_copies(config: TrainConfig, count: int, products: float, shared: bool 
     if config.fit.seconds:
         affordable = int(config.fit.seconds * PRODUCTS_PER_SECOND / (count * products))
         return max(min(copies, affordable), MIN_COPIES)
-    batches = max(1, count // config.fit.batch_size)
-    passes = max(config.fit.epochs, config.fit.min_steps / batches)
+    passes = config.fit.epochs * count_passes(config.fit, count_batches(count, config.fit.batch_size))
     cheap = passes * count * products <= LIVE_PRODUCTS and not shared
     return 0 if passes <= copies or cheap else copies

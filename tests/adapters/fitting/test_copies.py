@@ -16,6 +16,7 @@ from dinomed.adapters.fitting.config import FitConfig, TrainConfig
 from dinomed.adapters.fitting.data import Splits
 from dinomed.adapters.fitting.feature_sources.cached import CopiesFeatureSource
 from dinomed.adapters.fitting.feature_sources.choose import (
+    LIVE_PRODUCTS,
     MAX_CHEAP_COPIES,
     MAX_COPIES,
     MIN_COPIES,
@@ -119,6 +120,8 @@ def test_few_images_get_many_copies_and_many_images_few() -> None:
     assert count_copies(segmenter(augment_copies=0), 25, cheap) == 0
     assert count_copies(segmenter(augment="none"), 25, cheap) == 0
     assert count_copies(segmenter(tune="last:1"), 25, cheap) == 0
+    small = segmenter(fit={"epochs": 20, "min_steps": 400, "batch_size": 16})  # 2 batches of 20 images: 200 passes
+    assert count_copies(small, 20, LIVE_PRODUCTS / (300 * 20)) == 0
     short = segmenter(fit={"epochs": 2, "min_steps": 0})
     assert count_copies(short, 25, costly) == 0  # two passes: copies that are computed once would save nothing
 
