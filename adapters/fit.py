@@ -203,14 +203,15 @@ def choose_head(
 ) -> tuple[FinishedFit, list[dict[str, Any]]]:
     """Fit each candidate on train and return the one with the best metric on val, the first of equal ones.
 
-    Candidates of the same image size share the features of their blocks, which are extracted once.
+    Candidates of the same image size share the features of their blocks, which are extracted once. After an
+    interruption each candidate is resumed from its own state.
 
     Args:
         prepared: a fit whose rows are selected; all candidates use them.
         candidates: settings by title.
         backbone: the frozen backbone.
         cache: folder of cached features.
-        stage: folder in which each candidate has a folder for its state; the logs of the kept one are moved to it.
+        stage: folder in whose state each candidate has a folder; the logs of the kept one are moved to it.
 
     Returns:
         The kept fit, and a row for each candidate: ``head``, its metric on val, ``seconds`` and ``kept``.
@@ -221,9 +222,8 @@ def choose_head(
     for number, title in enumerate(candidates, start=1):
         logger.info(f"head {number} of {len(candidates)}: {title}")
         fit = fits.pop(title)  # so that only the features of the best one stay in memory
-        folder, began = stage / CANDIDATE_FOLDER, monotonic()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder, began = stage / STATE_FOLDER / f"{CANDIDATE_FOLDER}_{number}", monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
         done = run_fit(fit, cache, folder)
         metric, value = fit.score(done.outcome)
         rows.append({"head": title, metric: value, "seconds": round(monotonic() - began, 1), "kept": False})

@@ -1,6 +1,7 @@
 """The head auto: every candidate on the same rows, the best on val kept, its table in record and card; two sizes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dinomed.adapters.evaluation.evaluate import evaluate
 from dinomed.adapters.export.run import export
 from dinomed.adapters.export.source import load_source
 from dinomed.adapters.fit import fit_head
+from dinomed.adapters.fitting import loop, resume
 from dinomed.adapters.fitting.build import at_image_size, scaled_size
 from dinomed.adapters.fitting.head_fit import FitResult
 from dinomed.adapters.inference.loader import load_adapter
@@ -118,6 +120,36 @@ def test_the_choice_does_not_use_test(
         return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
     assert without_time(result.tried) == without_time(chosen.tried)
+
+
+def test_an_interrupted_choice_is_resumed_in_each_candidate(
+    place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    head, fit = {"name": "auto", "heads": ["attentive"]}, {"epochs": 2, "min_steps": 0, "loggers": ["tensorboard"]}
+    config = build_config(ClassifyConfig, {"head": head, "fit": fit}, "test")
+    whole = fit_head(backbone, manifest, tmp_path / "whole", config, cache=place / "cache")
+    monkeypatch.setattr(resume, "MAX_TIME_SHARE", 1.0)  # after every epoch
+    save, saved = loop._Fit.save, list[int]()
+
+    def stop_in_the_second_candidate(self: Any) -> None:
+        save(self)
+        saved.append(self.epoch)
+        if saved == [1, 2, 1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop._Fit, "save", stop_in_the_second_candidate)
+    with pytest.raises(KeyboardInterrupt):
+        fit_head(backbone, manifest, tmp_path / "cut", config, cache=place / "cache")
+    assert "the same command resumes after epoch 1" in capsys.readouterr().err
+    again = fit_head(backbone, manifest, tmp_path / "cut", config, cache=place / "cache")
+    resumed = re.findall(r"resuming after epoch (\d)", capsys.readouterr().err)
+    assert (resumed, saved) == (["2", "1"], [1, 2, 1, 2])
+    assert read_record(again.folder).weights_sha256 == read_record(whole.folder).weights_sha256
+    for result in (whole, again):
+        assert sorted(path.name for path in result.folder.iterdir()) == sorted(
+            ["adapter.json", "adapter.safetensors", "adapter.yaml", "card.md", "log.jsonl", "tensorboard"]
+        )
 
 
 def test_groups_are_chosen_among_the_heads_that_read_pooled_tokens(
