@@ -41,7 +41,7 @@ class PortableViT(nn.Module):
 
     def forward(self, images: Tensor) -> Features:
         config = self.vit.config
-        x = self.vit.patch_embed.proj(images)
+        x = self.vit.patch_embed.grid(images)
         batch, rows, columns = x.shape[0], x.shape[2], x.shape[3]
         x = x.flatten(2).transpose(1, 2)
         first: Tensor = self.vit.cls_token

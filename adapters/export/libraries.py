@@ -155,6 +155,10 @@ def _at_own_size(backbone: FrozenBackbone) -> State:
     config = backbone.vit.config
     if config.position == "rope":
         raise UsageError("a backbone with rotary positions cannot be written in this format; use `format=safetensors`")
+    if config.stem == "convolutional":
+        raise UsageError(
+            "a backbone with a convolutional stem cannot be written in this format; use `format=safetensors`"
+        )
     state = {name: value.detach().cpu().clone() for name, value in backbone.vit.state_dict().items()}
     position = state["pos_embed"]
     grid = resize_position_embedding(

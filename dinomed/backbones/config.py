@@ -57,6 +57,11 @@ class ViTConfig(Config):
     layerscale: float | None = Field(1e-5, description="initial value; null: no LayerScale")
     norm_eps: float = Field(1e-6, gt=0, lt=1, description="epsilon of the layer norms (a property of weights)")
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
+    stem: Literal["linear", "convolutional"] = Field(
+        "linear",
+        description="patch embedding: one linear layer on each patch, as in the published ViTs, or 3 x 3 convolutions, "
+        "which also read pixels before it (arXiv 2106.14881); the patch size is then a power of 2",
+    )
     position: Literal["learned", "rope"] = Field(
         "learned", description="position embedding: a learned table that is resized, or rotary positions as in DINOv3"
     )
@@ -70,11 +75,26 @@ class ViTConfig(Config):
             raise ValueError(f"image_size {self.image_size} is not divisible by patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        if self.stem == "convolutional":
+            self._check_halvings()
         if self.position == "rope" and self.embed_dim // self.num_heads % 4:
             raise ValueError(
                 f"rotary positions need heads of a multiple of 4 channels, not {self.embed_dim // self.num_heads}"
             )
         return self
+
+    def _check_halvings(self) -> None:
+        halvings = self.patch_size.bit_length() - 1
+        if halvings < 1 or self.patch_size != 2**halvings:
+            raise ValueError(
+                f"stem convolutional: patch_size {self.patch_size} is not a power of 2 from 2 on (such as 8 or 16); "
+                "change it, or use stem linear"
+            )
+        if self.embed_dim % 2 ** (halvings - 1):
+            raise ValueError(
+                f"stem convolutional: embed_dim {self.embed_dim} is not divisible by {2 ** (halvings - 1)}, half "
+                "of the patch size"
+            )
 
 
 def grid_side(num_patches: int) -> int | None:

@@ -20,13 +20,13 @@ from dinomed.backbones.config import ViTConfig
 from dinomed.errors import UsageError
 from dinomed.layers.block import Block
 from dinomed.layers.initialisation import init_linear_layers
-from dinomed.layers.patch_embedding import PatchEmbedding, resize_position_embedding
+from dinomed.layers.patch_embedding import ConvolutionalPatchEmbedding, PatchEmbedding, resize_position_embedding
 from dinomed.layers.rotary_position import rotation_table
 
 if TYPE_CHECKING:
     from dinomed.backbones.preprocessing import Preprocessing
 
-ADDED_SETTINGS = ("norm_eps", "position", "rope_theta")
+ADDED_SETTINGS = ("norm_eps", "position", "rope_theta", "stem")
 """Fields of `ViTConfig` that do not count for a fingerprint while they have their defaults."""
 
 
@@ -107,7 +107,8 @@ class VisionTransformer(TokenModel):
         self.patch_size, self.in_channels = config.patch_size, config.in_channels
         dim = config.embed_dim
         num_patches = (config.image_size // config.patch_size) ** 2
-        self.patch_embed = PatchEmbedding(config.patch_size, config.in_channels, dim)
+        stem = PatchEmbedding if config.stem == "linear" else ConvolutionalPatchEmbedding
+        self.patch_embed = stem(config.patch_size, config.in_channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.position == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
@@ -143,14 +144,15 @@ class VisionTransformer(TokenModel):
         """Embed images (B, channels, height, width) as tokens (B, 1 + registers + patches, C).
 
         Args:
-            masks: bool (B, patches): patches that are replaced by the mask token; None masks none.
+            masks: bool (B, patches): patches that are replaced by the mask token; None masks none. No token depends on
+                their pixels, also with a convolutional stem.
             visible: bool (B, patches), with equal numbers in all rows: the patches that become tokens; None for all.
 
         Raises:
             ValueError: wrong number of channels, a side that is not a multiple of the patch size, or `visible` with
                 rotary positions, which are those of whole images.
         """
-        x = self.patch_embed(images)
+        x = self.patch_embed(images, masks if visible is None else ~visible)
         if masks is not None:
             x = torch.where(masks.unsqueeze(-1), self.mask_token.to(x.dtype).unsqueeze(0), x)
         cls_token: Tensor = self.cls_token

@@ -5,7 +5,7 @@ The names in this project are those of official DINOv2. Also known are checkpoin
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from dinomed.log import logger
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 INDEX_FILE = "model.safetensors.index.json"
+STEM_KERNEL = "patch_embed.stages.0.conv.weight"  # only in a backbone with a convolutional stem
 """List of the shards of weights that are kept in several files."""
 _NAMES = 10  # entries in the note of what is ignored
 
@@ -315,9 +316,15 @@ def inflate_channels(state: Mapping[str, Tensor], channels: int) -> State:
     Each new channel gets the mean kernel, scaled so that an image with equal channels gives the same tokens as before
     (RGB to grey: the sum of the three kernels).
     """
-    kernel = state["patch_embed.proj.weight"]
+    name = first_kernel(state)
+    kernel = state[name]
     old_channels = kernel.shape[1]
     if old_channels == channels:
         return dict(state)
     new = (kernel.mean(dim=1, keepdim=True) * (old_channels / channels)).repeat(1, channels, 1, 1)
-    return {**state, "patch_embed.proj.weight": new}
+    return {**state, name: new}
+
+
+def first_kernel(names: Container[str]) -> str:
+    """Return the name of the kernel that reads the channels of an image."""
+    return STEM_KERNEL if STEM_KERNEL in names else "patch_embed.proj.weight"

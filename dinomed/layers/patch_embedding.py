@@ -1,7 +1,11 @@
-"""Patch embedding of images, and resizing of the position embedding to any grid."""
+"""Patch embeddings of images: a linear layer on each patch, or convolutions; and resizing of the position embedding to
+any grid."""
 
+from itertools import pairwise
+
+import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import gelu, interpolate
 
 
 class PatchEmbedding(nn.Module):
@@ -13,13 +17,88 @@ class PatchEmbedding(nn.Module):
         self.patch_size, self.in_channels = patch_size, in_channels
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def grid(self, images: Tensor) -> Tensor:
+        """Return the tokens as a grid (B, C, rows, columns)."""
+        tokens: Tensor = self.proj(images)
+        return tokens
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return the tokens (B, rows * columns, C).
+
+        Args:
+            hidden: bool (B, patches): patches whose pixels the tokens of other patches must not depend on. Here none
+                do.
+
+        Raises:
+            ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
+        """
+        self.check(images)
+        return self.grid(images).flatten(2).transpose(1, 2)
+
+    def check(self, images: Tensor) -> None:
+        """Raise a `ValueError` for a wrong number of channels, or a side that is not a multiple of the patch size."""
         _, channels, height, width = images.shape
         if channels != self.in_channels:
             raise ValueError(f"images have {channels} channels, the backbone takes {self.in_channels}")
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(f"image size {height}x{width} is not divisible by the patch size {self.patch_size}")
-        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ConvolutionalPatchEmbedding(PatchEmbedding):
+    """3 x 3 convolutions of stride 2, each with a norm over channels and GELU, until a pixel is a patch; then a 1 x 1
+    convolution (Xiao et al. 2021, arXiv 2106.14881, there with batch norm and ReLU).
+
+    The token of a patch also depends on the pixels before it: above, and on its left. So the pixels of hidden patches
+    are set to zero first. Otherwise a visible token would show a part of the masked patch that is to be predicted.
+
+    Args:
+        patch_size: a power of 2, px.
+        dim: channels C of a token; the first convolution has ``2 * dim / patch_size``, and each further one twice as
+            many.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__(1, dim, dim)
+        self.patch_size, self.in_channels = patch_size, in_channels
+        halvings = patch_size.bit_length() - 1
+        widths = [in_channels, *(dim // 2**left for left in reversed(range(halvings)))]
+        self.stages = nn.ModuleList(
+            nn.ModuleDict({"conv": nn.Conv2d(narrow, wide, 3, stride=2, padding=1), "norm": nn.LayerNorm(wide)})
+            for narrow, wide in pairwise(widths)
+        )
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Return the tokens as a grid (B, C, rows, columns)."""
+        x = images
+        for stage in self.stages:
+            x = stage["conv"](x).permute(0, 2, 3, 1)
+            x = gelu(stage["norm"](x)).permute(0, 3, 1, 2)
+        return super().grid(x)
+
+    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Return the tokens (B, rows * columns, C); the pixels of `hidden` patches (bool, B x patches) count as zero.
+
+        Raises:
+            ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
+        """
+        self.check(images)
+        if hidden is not None:
+            images = hide_patches(images, hidden, self.patch_size)
+        return self.grid(images).flatten(2).transpose(1, 2)
+
+
+def hide_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
+    """Set the pixels of patches to zero, which is the mean colour of normalised images.
+
+    Args:
+        images: (B, channels, height, width).
+        hidden: bool (B, patches), row by row.
+    """
+    rows, columns = (side // patch_size for side in images.shape[-2:])
+    pixels = hidden.view(-1, 1, rows, columns)
+    for axis in (2, 3):
+        pixels = pixels.repeat_interleave(patch_size, dim=axis)
+    return torch.where(pixels, images.new_zeros(()), images)
 
 
 def resize_position_embedding(

@@ -21,7 +21,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.backbones.vit import TokenModel, VisionTransformer
-from dinomed.backbones.weights import inflate_channels
+from dinomed.backbones.weights import first_kernel, inflate_channels
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.checkpoint import DamagedCheckpoints, newest_checkpoint, read_whole
 from dinomed.layers.patch_embedding import resize_position_embedding
@@ -179,7 +179,7 @@ def _tensors_of_side(initialisation: Initialisation, side: str, state: dict[str,
     if not any(name.startswith("backbone.") for name in tensors):
         tensors |= {f"backbone.{name}": tensor for name, tensor in initialisation.vit.state_dict().items()}
     backbone = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    backbone = inflate_channels(backbone, state["backbone.patch_embed.proj.weight"].shape[1])
+    backbone = inflate_channels(backbone, state[f"backbone.{first_kernel(backbone)}"].shape[1])
     if (position := state.get("backbone.pos_embed")) is not None:
         backbone["pos_embed"] = _resize_positions(initialisation.vit, backbone["pos_embed"], position.shape[1] - 1)
     tensors |= {f"backbone.{name}": tensor for name, tensor in backbone.items()}

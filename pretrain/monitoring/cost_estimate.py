@@ -79,7 +79,8 @@ def estimate(
     widths["projector"] = vit.embed_dim if teacher is None else teacher.backbone.embed_dim
     logits = sum(images * sum(rows[name]) * widths[name] * SAVED_PER_LOGIT * BYTES for name in sizes)
     seconds = flop / (matrix_speed(device, run.precision) * EFFICIENCY)
-    memory_gib = (weights + activations + logits + _anchor_bytes(config, images_in_memory)) / 2**30
+    views = _anchor_bytes(config, images_in_memory) + _stem_bytes(config, images_in_memory)
+    memory_gib = (weights + activations + logits + views) / 2**30
     num_tokens = round(student_tokens + teacher_tokens)
     return CostEstimate(backbone, heads, num_tokens, flop / 1e12, memory_gib, seconds, seconds * run.steps / 3600)
 
@@ -146,8 +147,32 @@ def _forward(config: PretrainConfig, kind: str, vit: ViTConfig) -> float:
     }[kind]
     n, c = _grid(size, config), vit.embed_dim
     weights = vit.depth * (4 * c * c + 2 * c * int(c * vit.mlp_ratio))
-    patch = vit.in_channels * vit.patch_size**2 * c
+    patch = sum(pixels * values * width for pixels, values, width in _embedding_layers(vit))
     return count * n * (2 * weights + 2 * patch + vit.depth * 4 * n * c)
+
+
+def _embedding_layers(vit: ViTConfig) -> list[tuple[int, int, int]]:
+    """Return, for each layer of the patch embedding, its outputs a patch, the values that one reads, and its channels.
+
+    See `dinomed.layers.patch_embedding`.
+    """
+    if vit.stem == "linear":
+        return [(1, vit.in_channels * vit.patch_size**2, vit.embed_dim)]
+    layers, side, width = [(1, vit.embed_dim, vit.embed_dim)], 1, vit.embed_dim
+    while side < vit.patch_size:
+        narrow = width // 2 if 2 * side < vit.patch_size else vit.in_channels
+        layers.append((side**2, 9 * narrow, width))
+        side, width = 2 * side, width // 2
+    return layers
+
+
+def _stem_bytes(config: PretrainConfig, images: int) -> int:
+    """Return the memory of what the layers of a convolutional stem save: three values for each output."""
+    vit = config.backbone
+    if vit.stem == "linear":
+        return 0
+    patches = sum(_tokens(config).values())
+    return images * patches * sum(pixels * width for pixels, _, width in _embedding_layers(vit)) * 3 * BYTES
 
 
 def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[float, float]]:

@@ -1,5 +1,6 @@
 """The architecture of a ViT, inferred from the names and shapes of its weights."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from dinomed.backbones.config import ViTConfig, grid_side
 from dinomed.backbones.families.registry import LoadedFamily
 from dinomed.backbones.families.statistics import build_preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.backbones.weights import build_with_weights, read_weights
+from dinomed.backbones.weights import build_with_weights, first_kernel, read_weights
 from dinomed.errors import UsageError, first_line
 from dinomed.log import logger
 
@@ -45,11 +46,14 @@ def infer_config(state: Mapping[str, Tensor], source: str, **known: Any) -> ViTC
             f"{source}: a ViT with relative position biases ({relative}), as in BEiT, which dinomed reads from a "
             "folder of timm or transformers only; give a folder with its config.json"
         )
-    width, channels, patch = kernel.shape[0], kernel.shape[1], kernel.shape[2]
+    width, channels, patch = kernel.shape[0], state[first_kernel(state)].shape[1], kernel.shape[2]
+    if halvings := sum(bool(re.fullmatch(r"patch_embed\.stages\.\d+\.conv\.weight", key)) for key in state):
+        patch *= 2**halvings
     feed_forward, ratio = _feed_forward(state, width, source)
     registers = state.get("register_tokens")
     fields: dict[str, Any] = {
         "embed_dim": width, "depth": max(blocks) + 1, "patch_size": patch, "in_channels": channels,
+        "stem": "convolutional" if halvings else "linear",
         "num_registers": 0 if registers is None else registers.shape[1],
         "feed_forward": feed_forward, "mlp_ratio": ratio,
         "layerscale": 1e-5 if "blocks.0.ls1.gamma" in state else None,
