@@ -50,7 +50,8 @@ class PortableViT(nn.Module):
             prefix, head_dim = 1 + config.num_registers, config.embed_dim // config.num_heads
             table = rotation_table(rows, columns, prefix, head_dim, config.rope_theta, x.device).to(x.dtype)
         else:
-            x = x + (self.positions if self.image_size is not None else self._positions(rows, columns))
+            positions: Tensor = self.positions if self.image_size is not None else self._positions(rows, columns)
+            x = x + positions
             first = first + self.vit.pos_embed[:, :1]
         parts = [first.expand(batch, -1, -1), x]
         if config.num_registers:

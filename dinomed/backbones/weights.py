@@ -21,7 +21,7 @@ from dinomed.log import logger
 State = dict[str, Tensor]
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 INDEX_FILE = "model.safetensors.index.json"
-STEM_KERNEL = "patch_embed.stages.0.conv.weight"  # only in a backbone with a convolutional stem
+STEM_KERNEL = "patch_embed.convs.0.weight"  # only in a backbone with a convolutional stem
 """List of the shards of weights that are kept in several files."""
 _NAMES = 10  # entries in the note of what is ignored
 

@@ -62,17 +62,16 @@ class ConvolutionalPatchEmbedding(PatchEmbedding):
         self.patch_size, self.in_channels = patch_size, in_channels
         halvings = patch_size.bit_length() - 1
         widths = [in_channels, *(dim // 2**left for left in reversed(range(halvings)))]
-        self.stages = nn.ModuleList(
-            nn.ModuleDict({"conv": nn.Conv2d(narrow, wide, 3, stride=2, padding=1), "norm": nn.LayerNorm(wide)})
-            for narrow, wide in pairwise(widths)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1) for narrow, wide in pairwise(widths)
         )
+        self.norms = nn.ModuleList(nn.LayerNorm(wide) for wide in widths[1:])
 
     def grid(self, images: Tensor) -> Tensor:
         """Return the tokens as a grid (B, C, rows, columns)."""
         x = images
-        for stage in self.stages:
-            x = stage["conv"](x).permute(0, 2, 3, 1)
-            x = gelu(stage["norm"](x)).permute(0, 3, 1, 2)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return super().grid(x)
 
     def forward(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:

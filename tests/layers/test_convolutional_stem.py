@@ -38,9 +38,9 @@ def test_it_equals_its_definition() -> None:
     images = x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
     weights = dict(stem.named_parameters())
     for index in range(3):
-        x = conv2d(x, weights[f"stages.{index}.conv.weight"], weights[f"stages.{index}.conv.bias"], 2, 1)
+        x = conv2d(x, weights[f"convs.{index}.weight"], weights[f"convs.{index}.bias"], 2, 1)
         assert x.shape[1:] == (8 * 2**index, 32 // 2 ** (index + 1), 48 // 2 ** (index + 1))
-        norm = weights[f"stages.{index}.norm.weight"], weights[f"stages.{index}.norm.bias"]
+        norm = weights[f"norms.{index}.weight"], weights[f"norms.{index}.bias"]
         x = gelu(layer_norm(x.movedim(1, 3), x.shape[1:2], *norm)).movedim(3, 1)
     tokens = torch.einsum("bchw,dc->bhwd", x, weights["proj.weight"][:, :, 0, 0]) + weights["proj.bias"]
     torch.testing.assert_close(stem(images), tokens.flatten(1, 2), rtol=1e-12, atol=1e-12)

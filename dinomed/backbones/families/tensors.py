@@ -47,7 +47,7 @@ def infer_config(state: Mapping[str, Tensor], source: str, **known: Any) -> ViTC
             "folder of timm or transformers only; give a folder with its config.json"
         )
     width, channels, patch = kernel.shape[0], state[first_kernel(state)].shape[1], kernel.shape[2]
-    if halvings := sum(bool(re.fullmatch(r"patch_embed\.stages\.\d+\.conv\.weight", key)) for key in state):
+    if halvings := sum(bool(re.fullmatch(r"patch_embed\.convs\.\d+\.weight", key)) for key in state):
         patch *= 2**halvings
     feed_forward, ratio = _feed_forward(state, width, source)
     registers = state.get("register_tokens")
