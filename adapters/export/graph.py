@@ -28,6 +28,8 @@ class PortableViT(nn.Module):
         image_size: side of all images, px; None for any size that the patch size divides.
     """
 
+    positions: Tensor  # 1, patches, C; only for a fixed image size and a learned table
+
     def __init__(self, vit: VisionTransformer, needs: FeatureSpec, image_size: int | None) -> None:
         super().__init__()
         self.vit, self.feature_spec, self.image_size = vit, needs, image_size
@@ -50,8 +52,7 @@ class PortableViT(nn.Module):
             prefix, head_dim = 1 + config.num_registers, config.embed_dim // config.num_heads
             table = rotation_table(rows, columns, prefix, head_dim, config.rope_theta, x.device).to(x.dtype)
         else:
-            positions: Tensor = self.positions if self.image_size is not None else self._positions(rows, columns)
-            x = x + positions
+            x = x + (self.positions if self.image_size is not None else self._positions(rows, columns))
             first = first + self.vit.pos_embed[:, :1]
         parts = [first.expand(batch, -1, -1), x]
         if config.num_registers:
