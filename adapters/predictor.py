@@ -20,7 +20,7 @@ from dinomed.features.compute import Features, compute_features
 from dinomed.features.familiarity.reference import Familiarity
 from dinomed.features.finite import check_finite, naming
 from dinomed.features.loading import load_batches, preprocess_batches, stack_pixels
-from dinomed.images.in_memory import ImageSource
+from dinomed.images.in_memory import ImageSource, list_images
 from dinomed.metrics.uncertainty.abstention import AbstentionRule, AbstentionTable, choose_rule
 
 R = TypeVar("R")
@@ -80,7 +80,7 @@ class Predictor(ABC):
 
         Raises:
             UnreadableImage: a file is missing or damaged.
-            UsageError: an object is not an image.
+            UsageError: an object is not an image, or `images` is one image instead of a list.
             NotFiniteError: the model gives values that are not finite for some images; `rows` are their indices.
         """
         return [result for result, _ in self.predict_checked(images, check=False)]
@@ -102,7 +102,7 @@ class Predictor(ABC):
             UsageError: an object is not an image.
             NotFiniteError: as `predict`.
         """
-        sources, results = list(images), list[tuple[Any, Familiarity | None]]()
+        sources, results = list_images(images), list[tuple[Any, Familiarity | None]]()
         names = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(sources)]
         for pixels, sizes in preprocess_batches(sources, self.preprocessing, self.batch_size):
             with naming(names, len(results)):

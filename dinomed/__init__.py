@@ -92,7 +92,9 @@ __all__ = ["__version__", *_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'dinomed' has no attribute {name!r}")
-    return getattr(import_module(f"dinomed.apps.{_MODULES[name]}"), name)
+    from dinomed.arguments import checked
+
+    return checked(getattr(import_module(f"dinomed.apps.{_MODULES[name]}"), name))
 
 
 def __dir__() -> list[str]:

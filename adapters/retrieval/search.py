@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dinomed.features.compute import Features, compute_features
 from dinomed.features.familiarity.fit import choose_reference_rows
 from dinomed.features.finite import compute_finite
 from dinomed.features.loading import LoadedImage, load_batches, preprocess_batches, stack_pixels
-from dinomed.images.in_memory import ImageSource
+from dinomed.images.in_memory import ImageSource, list_images
 from dinomed.images.read import UnreadableImage, read_shown
 from dinomed.images.unchanged import check_unchanged
 from dinomed.progress import bar
@@ -175,7 +176,9 @@ class ImageIndex:
             UnreadableImage: a file cannot be read.
         """
         single = isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4
-        queries = [images] if single else list(images)
+        queries = [images] if single else list_images(images)
+        if not isinstance(k, Integral):
+            raise UsageError(f"`k` is of type {type(k).__name__}; give a whole number")
         allowed = choose_rows(self.vector_index.manifest, parse_conditions(where))
         excluded = self.groups.rows_of_files(queries) if exclude_same_group else None
         results: list[list[Hit]] = []

@@ -26,6 +26,7 @@ from dinomed.apps.api.inputs import (
     cache_folder,
     check_image_options,
     check_unit,
+    evaluated_adapters,
     folder_path,
     prediction_key,
     text_mask,
@@ -200,8 +201,7 @@ def evaluate(
     from dinomed.io.files import write_json, write_text
     from dinomed.io.output_folder import claimed_folder
 
-    check_unit(unit)
-    adapters: list[Any] = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    adapters = evaluated_adapters(adapter, unit, resamples)
     mask = text_mask(mask_text, out is not None and len(adapters) == 1, "give one adapter and `out`, or leave it out")
     if len(adapters) > 1 and by:
         raise UsageError("`by` is for one adapter; leave it out, or evaluate each adapter by itself")

@@ -160,3 +160,18 @@ def check_unit(unit: str | None) -> None:
     """Raise a `UsageError` if a unit of prediction is neither an image nor a group."""
     if unit not in (None, "image", "group"):
         raise UsageError(f"`unit={unit}`: give image or group")
+
+
+def evaluated_adapters(adapter: Any, unit: str | None, resamples: int) -> list[Any]:
+    """Return the adapters of an evaluation as a list.
+
+    Raises:
+        UsageError: there is none, the unit is unknown, or there is no resample.
+    """
+    check_unit(unit)
+    if resamples < 1:
+        raise UsageError(f"`resamples={resamples}`: give 1 or more")
+    adapters = list(adapter) if isinstance(adapter, list | tuple) else [adapter]
+    if not adapters:
+        raise UsageError("`adapter` is empty; give one adapter or more")
+    return adapters

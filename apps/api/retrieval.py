@@ -22,6 +22,7 @@ from dinomed.apps.pages.matches import draw_matches
 from dinomed.backbones.preprocessing import Aspect
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.open import open_dataset
+from dinomed.errors import UsageError
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.files import replacing, write_json
 from dinomed.io.output_folder import claimed_folder
@@ -88,6 +89,8 @@ def build_index(
         60
     """
     conditions = parse_conditions(where)
+    if not 1 <= gem_power <= 64:
+        raise UsageError(f"`gem_power={gem_power}`: give 1 to 64")
     index_kind, pooling = parse_kind(kind), Pooling(tokens=parse_pool(pool), gem_power=gem_power)
     manifest = open_dataset(data, allow_unreadable=True)
     allowed = choose_rows(manifest, conditions)

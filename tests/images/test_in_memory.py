@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dinomed.errors import UsageError
-from dinomed.images.in_memory import as_pixels
+from dinomed.images.in_memory import as_pixels, list_images
 from dinomed.images.intensity import IntensityConfig
 from dinomed.images.read import read_image
 
@@ -52,3 +52,32 @@ def test_gray_is_repeated_and_floats_are_scaled() -> None:
 def test_anything_else_is_refused_with_a_reason(wrong: object) -> None:
     with pytest.raises(UsageError, match="image in memory"):
         as_pixels(wrong)
+
+
+def test_tensors_and_pil_images_that_cannot_be_read_are_refused_with_a_reason(file: Path) -> None:
+    assert as_pixels(torch.full((3, 4, 4), 0.5, dtype=torch.bfloat16)).tolist() == [[[128] * 3] * 4] * 4
+    closed = Image.open(file)
+    closed.close()
+    cut = file.with_name("cut.png")
+    cut.write_bytes(file.read_bytes()[:-60])
+    for wrong, reason in (
+        (torch.zeros(3, 4, 4).to_sparse(), "a tensor that cannot be read"),
+        (torch.zeros(3, 4, 4, device="meta"), "a tensor that cannot be read"),
+        (closed, "a PIL image that cannot be read"),
+        (Image.open(cut), "a PIL image that cannot be read"),
+        (Image.new("RGB", (0, 5)), "a PIL image of 0x5 px has no pixels"),
+    ):
+        with pytest.raises(UsageError, match=f"^image in memory: {reason}"):
+            as_pixels(wrong)
+
+
+def test_one_image_is_not_taken_for_a_list(file: Path) -> None:
+    array = np.zeros((4, 5, 3), np.uint8)
+    for one in (array, array[..., 0], torch.zeros(3, 4, 5), torch.zeros(4, 5), Image.open(file), file, str(file)):
+        with pytest.raises(UsageError, match=r"^`images` is one \w+; give a list of images, such as \[image\]"):
+            list_images(one)
+    for wrong in (None, 3, {"a": array}):
+        with pytest.raises(UsageError, match=r"^`images` is of type \w+; give a list of "):
+            list_images(wrong)
+    assert len(list_images(np.zeros((2, 4, 5, 3)))) == len(list_images(torch.zeros(2, 3, 4, 5))) == 2
+    assert list_images(path for path in [file]) == list_images(np.array([file])) == [file]

@@ -76,7 +76,7 @@ def scan(
             of other DICOM files is the patient, or else the study; ``"none"`` for no group.
         mask: column of the mask file, as for `label`.
         split: column of train, val and test, as for `label`; ``"none"`` makes new splits.
-        ratios: shares of train, val and test where splits are made; they sum to 1.
+        ratios: shares of train, val and test where splits are made; they are divided by their sum.
         seed: seed of new splits.
         workers: threads; None for one per processor.
         follow_links: follow symbolic links that lead out of `folder`.
@@ -128,6 +128,9 @@ def scan_with_report(
     **options: Any,
 ) -> ScanResult:
     """Scan as `scan` does, with the same arguments, and return the unreadable files, duplicates and warnings too."""
+    workers = options.get("workers")
+    if workers is not None and workers < 1:
+        raise UsageError(f"`workers={workers}`: give 1 or more, or None for one per processor")
     if out is None:
         if coco is not None:
             raise UsageError(f"`coco={coco}`: masks are written beside the manifest; name it with `out`")

@@ -63,7 +63,7 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
         for video in inside:
             videos.setdefault(video.resolve(), video)
     if not videos:
-        raise UsageError(f"{', '.join(map(str, paths))} holds no video; give a folder with videos")
+        raise UsageError(f"{', '.join(map(str, paths)) or 'an empty list'} holds no video; give a folder with videos")
     return list(videos.values())
 
 
