@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
-from dinomed.datasets.scan.labels import number_groups
+from dinomed.datasets.scan.groups import number_groups
 from dinomed.datasets.written import earlier_pictures
 from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage

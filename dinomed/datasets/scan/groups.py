@@ -1,10 +1,11 @@
 """Groups of a manifest: patients of DICOM files, and numbers or pseudonyms by a secret key in place of identifiers."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from dinomed.datasets.scan.facts import Facts
-from dinomed.datasets.scan.labels import number_groups
 from dinomed.images.dicom.patient import patient_groups
 from dinomed.io.pseudonyms import pseudonym
 
@@ -68,3 +69,26 @@ def replace_groups(columns: dict[str, list[Any]], key: bytes | None, keep_ids: b
         f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written, "
         "except Patient IDs"
     ]
+
+
+def number_groups(
+    images: Sequence[str], groups: Sequence[str | None], contents: Sequence[str] = ()
+) -> list[str | None]:
+    """Replace groups by numbers, such as ``3f2a-07``, that are the same whenever the same table is scanned.
+
+    Numbers follow the names of the images. The part before the hyphen is common to all groups of a table: a hash of
+    names, contents and which images are together, so that groups of other tables are not taken for these. Neither
+    depends on the groups as written, which could be found by trying all values.
+
+    Args:
+        contents: hash of each image, for images whose names do not tell them from those of another folder.
+    """
+    order = sorted(range(len(images)), key=images.__getitem__)
+    places: dict[str, int] = {}
+    for row in order:
+        if (group := groups[row]) is not None:
+            places.setdefault(group, len(places) + 1)
+    rows = [[images[row], contents[row] if contents else "", places.get(groups[row] or "")] for row in order]
+    table = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:4]
+    digits = len(str(len(places)))
+    return [None if group is None else f"{table}-{places[group]:0{digits}}" for group in groups]

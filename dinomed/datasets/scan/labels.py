@@ -1,7 +1,5 @@
 """Tables of labels in CSV, matched with the files of a folder."""
 
-import hashlib
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -126,6 +124,7 @@ def read_labels(
             f"column {group_like[0]!r} may be a group; to keep all images of a group in one split, use "
             f"--group {group_like[0]}"
         )
+    groups = _files_or_texts([row[index[sources["group"]]] for row in rows], search) if "group" in sources else []
     out.columns = [*sources, *values_by_name]
     row_numbers: dict[str, int] = {}
     for number, cells in enumerate(rows, start=2):
@@ -140,8 +139,8 @@ def read_labels(
             raise UsageError(f"{path}: image {image!r} in rows {row_numbers[image]} and {number}; keep one")
         row_numbers[image] = number
         row = {role: _text(cells[index[name]]) for role, name in sources.items()}
-        if row.get("group") is not None:
-            row["group"] = _file_or_text(cells[index[sources["group"]]], search)
+        if groups:
+            row["group"] = groups[number - 2]
         if (word := row.get("split")) is not None:
             row["split"] = _split(path, number, word)
         if (word := row.get("mask")) is not None:
@@ -192,10 +191,10 @@ def _text(cell: str | None) -> str | None:
     return None if cell is None else compose_letters(cell.strip()) or None
 
 
-def _file_or_text(cell: str | None, search: "FileSearch") -> str | None:
-    """Return the file of the folder that a cell names by its path, and the text of any other cell."""
-    text = _text(cell)
-    return text if cell is None or text is None else search.path(cell, beside=False) or text
+def _files_or_texts(cells: Sequence[str | None], search: "FileSearch") -> list[str | None]:
+    """Return for each cell the file of the folder that it names by its path, or else its text."""
+    values = {cell: (text := _text(cell)) and (search.path(cell or "", beside=False) or text) for cell in set(cells)}
+    return [values[cell] for cell in cells]
 
 
 def _alike(
@@ -262,30 +261,7 @@ def _read_column(name: str, cells: Sequence[str | None], search: "FileSearch", k
     else:
         if paths:
             return [paths.get(cell or "") for cell in cells]
-    return [_file_or_text(cell, search) for cell in cells] if keep else None
-
-
-def number_groups(
-    images: Sequence[str], groups: Sequence[str | None], contents: Sequence[str] = ()
-) -> list[str | None]:
-    """Replace groups by numbers, such as ``3f2a-07``, that are the same whenever the same table is scanned.
-
-    Numbers follow the names of the images. The part before the hyphen is common to all groups of a table: a hash of
-    names, contents and which images are together, so that groups of other tables are not taken for these. Neither
-    depends on the groups as written, which could be found by trying all values.
-
-    Args:
-        contents: hash of each image, for images whose names do not tell them from those of another folder.
-    """
-    order = sorted(range(len(images)), key=images.__getitem__)
-    places: dict[str, int] = {}
-    for row in order:
-        if (group := groups[row]) is not None:
-            places.setdefault(group, len(places) + 1)
-    rows = [[images[row], contents[row] if contents else "", places.get(groups[row] or "")] for row in order]
-    table = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:4]
-    digits = len(str(len(places)))
-    return [None if group is None else f"{table}-{places[group]:0{digits}}" for group in groups]
+    return _files_or_texts(cells, search) if keep else None
 
 
 class FileSearch:
@@ -317,8 +293,12 @@ class FileSearch:
             beside: the path may be relative to the folder of the CSV too.
             frames: the path may be that of a frame of a video.
         """
+        if cell in self.files:  # what the loop finds too, in a hundredth of the time
+            return cell
         stripped = cell.strip()
         for text in dict.fromkeys((cell, stripped, stripped.replace("\\", "/"))):
+            if not frames and not self._may_be_file(text):
+                continue
             for base in (self.folder, self.beside) if beside else (self.folder,):
                 path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
                 frame = self._frame(path) if frames else None
@@ -327,6 +307,14 @@ class FileSearch:
                 if len(same := self.by_form.get(compose_letters(path), [])) == 1:
                     return same[0]
         return None
+
+    def _may_be_file(self, path: str) -> bool:
+        """Return False within a microsecond for most paths that name no file: no file has the same name."""
+        name = os.path.basename(path)
+        if name in ("", ".", ".."):
+            return True
+        name = compose_letters(name)
+        return any(name in names for names in self.by_name.values())
 
     def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
         """Return the path relative to the folder, or None and the reason."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from dinomed.datasets.scan.labels import number_groups
+from dinomed.datasets.scan.groups import number_groups
 from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError

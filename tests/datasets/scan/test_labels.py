@@ -1,5 +1,6 @@
 """Tables of labels: columns, names of images, and columns with personal data (reliability rows 18, 19)."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from dinomed.datasets.manifest import KNOWN
-from dinomed.datasets.scan.labels import number_groups
+from dinomed.datasets.scan.groups import number_groups
+from dinomed.datasets.scan.labels import FileSearch
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.images.read import write_mask
@@ -142,6 +144,33 @@ def test_other_columns_of_files_are_matched_like_masks(
         result = scan(root, root / "tables" / "labels.csv", keep=["vessels"])  # not all are files
         of_images = cells(result, "vessels")
         assert [of_images[f"images/{row}.png"] for row in range(2)] == [f"vessels/{file}0.png", "gone.png"]
+
+
+def test_texts_of_kept_columns_and_groups_are_not_searched_for_as_paths(
+    folder: Path, edit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (folder / "labels.csv").read_text().splitlines()
+    more = ["site,camera"] + [f"Site {i} / ward {i}.5,masks/0.png" for i in range(9)] + ["none,Canon"]
+    (folder / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(lines, more, strict=True)))
+    relpath, calls = os.path.relpath, list[str]()
+    monkeypatch.setattr(os.path, "relpath", lambda path, *start: calls.append(str(path)) or relpath(path, *start))
+    result = scan(folder, "labels.csv", group="lesion_id", keep=["site", "camera"], keep_ids=True)
+    assert result.manifest.column("camera") == ["masks/0.png"] * 9 + ["Canon"]
+    assert not [path for path in calls if "Site" in path or "/L" in path]
+    assert len([path for path in calls if path.endswith("masks/0.png")]) < 9  # each text once
+
+
+def test_a_search_without_the_quick_test_finds_the_same_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["a.png", "x/b.png", "x/a\u0308.png", "x\\c.png", " d.png ", "e"]
+    cells = [
+        *files, "./a.png", "x/../a.png", "a.png/", "x/b.png/.", "..", "", ".", " a.png", "x\\b.png", "d.png", "E",
+        "c.png", "x/\u00e4.png", "/data/x/b.png", "../data/a.png", "b.png", "x/b", "a.png\\", "y/../x/b.png ",
+    ]  # fmt: skip
+    search = FileSearch(Path("/data"), Path("/data/x"), files, files[:3])
+    found = [search.path(cell, beside=beside) for cell in cells for beside in (True, False)]
+    monkeypatch.setattr(FileSearch, "_may_be_file", lambda self, path: True)
+    assert found == [search.path(cell, beside=beside) for cell in cells for beside in (True, False)]
+    assert sum(path is not None for path in found) > len(cells)
 
 
 def test_patients_that_are_named_like_files_beside_the_table_are_not_kept(
