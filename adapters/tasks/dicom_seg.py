@@ -19,7 +19,7 @@ from dinomed.images.dicom.write_segmentation import (
     read_source,
     write_segmentation,
 )
-from dinomed.io.output_folder import file_names
+from dinomed.io.files import file_names
 
 SUFFIX = ".seg.dcm"
 

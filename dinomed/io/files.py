@@ -1,13 +1,14 @@
-"""Atomic writing of files (temporary file in the same folder, fsync, rename), JSON and checksums."""
+"""Atomic writing of files (temporary file in the same folder, fsync, rename), JSON, checksums and names of files."""
 
 import errno
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dinomed.errors import DinomedError, first_line, system_reason
@@ -120,6 +121,27 @@ def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file in 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
+    """Return a relative path for each image: its own with the suffix .png.
+
+    Where two images would share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png.
+
+    >>> file_names(["x/a.jpg", "b.jpg", "b.png"])
+    ['x/a.png', 'b.jpg.png', 'b.png.png']
+    """
+    whole = [False] * len(images)
+    while True:
+        names = [
+            image + suffix if keep else str(PurePosixPath(image).with_suffix(suffix))
+            for image, keep in zip(images, whole, strict=True)
+        ]
+        counts = Counter(name.casefold() for name in names)  # some file systems know no case
+        clash = [counts[name.casefold()] > 1 and not keep for name, keep in zip(names, whole, strict=True)]
+        if not any(clash):
+            return names
+        whole = [keep or new for keep, new in zip(whole, clash, strict=True)]
 
 
 def sync(path: Path) -> None:

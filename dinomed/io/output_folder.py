@@ -5,10 +5,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 try:
     import fcntl
@@ -131,7 +130,7 @@ def _opened(folder: Path, marker: str, overwrite: bool) -> Iterator[Path]:
     _check_state(folder, marker)
     finish_publishing(folder, marker)
     check_output(folder, marker=marker, overwrite=overwrite)
-    with _without_empty(folder), locked(folder):
+    with locked(folder):
         try:
             yield folder
         finally:
@@ -175,7 +174,7 @@ def claimed_file(path: str | Path) -> Iterator[None]:
     """
     path = Path(path)
     name = f".{path.name}.lock"
-    with _without_empty(path.parent), locked(path.parent, name, called=path):
+    with locked(path.parent, name, called=path):
         try:
             yield
         finally:
@@ -220,6 +219,8 @@ def locked(
 ) -> Iterator[None]:
     """Lock `folder` against other processes; create it if needed. The lock ends with the process, also if it is killed.
 
+    At the end nothing stays of it where nothing was written: no lock file and no new folder.
+
     Args:
         folder: folder of the lock file.
         name: name of the lock file.
@@ -241,23 +242,27 @@ def locked(
         raise Timeout(str(folder / name))
 
     lock = FileLock(folder / name, thread_local=False, fallback_to_soft=False, on_acquired=check_path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while not lock.is_locked:
-            try:
-                lock.acquire(blocking=waits)
-            except Timeout:  # also if the other process has just finished and removed the file
-                if not wait:
-                    raise _in_use(called or folder) from None
-                if not waits:
-                    logger.info(f"waiting for another process that uses {folder}")
-                waits = True
-    except OSError as error:
-        raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with _without_empty(folder):
+        try:
+            while not lock.is_locked:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock.acquire(blocking=waits)
+                except (Timeout, FileNotFoundError):  # the other process may have removed the file, or the folder
+                    if not wait:
+                        raise _in_use(called or folder) from None
+                    if not waits:
+                        logger.info(f"waiting for another process that uses {folder}")
+                    waits = True
+        except OSError as error:
+            raise DinomedError(f"cannot write in {folder}: {system_reason(error)}") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if all(path.name == name for path in folder.iterdir()):
+                    (folder / name).unlink()
+            lock.release()
 
 
 @contextmanager
@@ -306,27 +311,6 @@ def open_output_folder(
     """
     with _opened(Path(folder), marker, overwrite) as path, staged(path, keep) as stage:
         yield stage
-
-
-def file_names(images: Sequence[str], suffix: str = ".png") -> list[str]:
-    """Return a relative path for each image: its own with the suffix .png.
-
-    Where two images would share a path, as a.jpg and a.png do, both keep their whole name: a.jpg.png, a.png.png.
-
-    >>> file_names(["x/a.jpg", "b.jpg", "b.png"])
-    ['x/a.png', 'b.jpg.png', 'b.png.png']
-    """
-    whole = [False] * len(images)
-    while True:
-        names = [
-            image + suffix if keep else str(PurePosixPath(image).with_suffix(suffix))
-            for image, keep in zip(images, whole, strict=True)
-        ]
-        counts = Counter(name.casefold() for name in names)  # some file systems know no case
-        clash = [counts[name.casefold()] > 1 and not keep for name, keep in zip(names, whole, strict=True)]
-        if not any(clash):
-            return names
-        whole = [keep or new for keep, new in zip(whole, clash, strict=True)]
 
 
 def finish_publishing(folder: Path, marker: str) -> None:

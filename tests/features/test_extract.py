@@ -187,6 +187,7 @@ def test_an_unreadable_image_is_an_error_that_names_it(
     moved = Manifest(source.table, tmp_path)
     with pytest.raises(DinomedError, match=source.column("image")[1]):
         extract(backbone, moved, cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_no_images_and_unknown_blocks_are_usage_errors(

@@ -48,9 +48,9 @@ def test_a_free_folder_is_neither_made_nor_changed(tmp_path: Path) -> None:
     check_free(tmp_path / "none")
     assert not (tmp_path / "none").exists()
     with locked(tmp_path / "done"):
-        pass
+        (tmp_path / "done" / "result").touch()
     check_free(tmp_path / "done")
-    assert [path.name for path in (tmp_path / "done").iterdir()] == [".lock"]
+    assert sorted(path.name for path in (tmp_path / "done").iterdir()) == [".lock", "result"]
 
 
 def test_a_lock_that_its_holder_removed_meanwhile_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

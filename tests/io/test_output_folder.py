@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import (
+    LOCK_FILE,
     STAGE,
     check_writable,
     claimed_file,
@@ -153,6 +156,37 @@ def test_a_check_and_a_failed_call_leave_no_new_folder(tmp_path: Path) -> None:
     for place in (tmp_path / "link", tmp_path / ("x" * 300)):
         with pytest.raises(DinomedError, match="is not writable"):
             check_writable(place)
+
+
+def test_a_lock_leaves_nothing_where_nothing_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "key"
+    with pytest.raises(KeyError), locked(folder, wait=True):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    with locked(folder):
+        assert (folder / LOCK_FILE).is_file()
+    assert list(folder.iterdir()) == []  # the folder was there
+    with locked(folder):
+        (folder / "shard").touch()
+    assert sorted(path.name for path in folder.iterdir()) == [LOCK_FILE, "shard"]
+
+
+def test_a_process_that_waits_gets_the_folder_that_the_other_one_removes(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "key"
+    with ThreadPoolExecutor(1) as pool:
+        with locked(folder):
+            waiting = pool.submit(_write_locked, folder)
+            time.sleep(0.3)
+            assert not waiting.done()
+        assert waiting.result(timeout=20) == ["a"]
+    assert folder.is_dir()
+
+
+def _write_locked(folder: Path) -> list[str]:
+    with locked(folder, wait=True):
+        (folder / "a").touch()
+        return sorted(path.name for path in folder.iterdir() if path.name != LOCK_FILE)
 
 
 def test_of_two_processes_one_writes_and_the_other_is_refused(tmp_path: Path) -> None:

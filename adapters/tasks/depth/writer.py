@@ -9,8 +9,7 @@ from torch import Tensor
 from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.adapters.writer import PredictionWriter, Row
 from dinomed.images.depthmap import write_depth
-from dinomed.io.files import write_json
-from dinomed.io.output_folder import file_names
+from dinomed.io.files import file_names, write_json
 
 SCALE_FILE = "depth_scale.json"
 

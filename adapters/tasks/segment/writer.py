@@ -19,8 +19,7 @@ from dinomed.adapters.writer import PredictionWriter, Row, SheetEntry, VolumeSeg
 from dinomed.datasets.manifest import Manifest
 from dinomed.images.labelmap import read_label_map, write_label_map
 from dinomed.images.read import read_mask, write_mask
-from dinomed.io.files import write_json
-from dinomed.io.output_folder import file_names
+from dinomed.io.files import file_names, write_json
 from dinomed.io.pseudonyms import key_check
 
 SCHEMA_FILE = "mask_schema.json"

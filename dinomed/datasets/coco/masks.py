@@ -26,8 +26,7 @@ from dinomed.datasets.scan.scan import ScanResult
 from dinomed.errors import UsageError
 from dinomed.images.labelmap import write_label_map
 from dinomed.images.read import write_mask
-from dinomed.io.files import write_text
-from dinomed.io.output_folder import file_names
+from dinomed.io.files import file_names, write_text
 from dinomed.io.publish import list_ready
 from dinomed.progress import track
 

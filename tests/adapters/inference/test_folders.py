@@ -29,7 +29,7 @@ from dinomed.datasets.open import open_dataset
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.loading import load_batches
 from dinomed.images.read import read_image, read_mask
-from dinomed.io.output_folder import file_names
+from dinomed.io.files import file_names
 
 QUICK = FitConfig(epochs=2, batch_size=16, min_steps=0, learning_rate=0.02)
 
