@@ -20,7 +20,7 @@ from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.output_folder import check_writable
-from dinomed.pretrain.curation.output.read import CurationResult, summary_path
+from dinomed.pretrain.curation.output.read import CurationResult, stages_path, summary_path
 from dinomed.pretrain.curation.output.report import write_report
 from dinomed.pretrain.curation.pool import NamedManifest, Pool, build_pool
 
@@ -189,6 +189,12 @@ def check_curation_options(out: Path, executor: str, ray_address: str | None, *,
             raise UsageError(f"output {out} exists already; add `overwrite=True` to replace it")
         if not summary_path(out).is_file():
             raise UsageError(f"output {out} is not overwritten, since no curation wrote it")
+    for place in (out.with_suffix(".html"), summary_path(out)):
+        if place.is_dir():
+            raise UsageError(f"{place} is a folder, but {out} needs a file there; choose another name for the output")
+    for place in (out.with_suffix(".faces"), stages_path(out)):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file, but {out} needs a folder there; choose another name for the output")
     check_writable(out.parent)
 
 

@@ -291,6 +291,20 @@ def test_a_dry_run_writes_nothing(raw: Any, tmp_path: Path, capsys: pytest.Captu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
+@pytest.mark.parametrize("suffix", [".html", ".json", ".stages", ".faces"])
+def test_the_places_of_all_outputs_are_checked_before_the_images_are_read(
+    raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, dry: tuple[str, ...]
+) -> None:
+    place = tmp_path / f"curated{suffix}"
+    place.mkdir() if suffix in (".html", ".json") else place.touch()
+    code, _, err = dinomed(capsys, "curate", *raw.arguments, "-o", tmp_path / "curated.parquet", "-q", *dry)
+    assert code == 2, err
+    assert str(place) in err
+    assert "choose another name" in err
+    assert list(tmp_path.iterdir()) == [place]
+
+
 def test_a_device_a_backbone_and_tables_are_checked_before_the_images_are_read(
     raw: Any, tiny_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
