@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.datasets.manifest import FIXED, Manifest
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError
 
 UNKNOWN = "not known"
@@ -85,6 +86,7 @@ def _name_rows(manifest: Manifest, entry: str) -> tuple[list[str | None], list[s
 
 def _parse_entry(manifest: Manifest, entry: str) -> list[tuple[str, float | None]]:
     """Return the one or two columns of an entry, each with the width of its bands or None."""
+    entry = compose_letters(entry)
     if entry in manifest.columns:
         return [(entry, None)]
     parts = [part.strip() for part in entry.split("*")]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.scan.folders import compose_letters
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.files import sha256_file

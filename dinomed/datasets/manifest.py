@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dinomed.datasets.tables import read_csv, read_parquet, write_csv
+from dinomed.datasets.tables import compose_letters, read_csv, read_parquet, write_csv
 from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
 from dinomed.images.frames import image_file
 from dinomed.io.files import replacing
@@ -83,14 +83,16 @@ class Manifest:
 
     def has(self, name: str) -> bool:
         """Return whether the column exists and holds a value."""
+        name = name if name in self.table.column_names else compose_letters(name)
         return name in self.table.column_names and self.table[name].null_count < len(self)
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of a column, None for empty cells.
+        """Return the values of a column, None for empty cells. The Unicode form of the name makes no difference.
 
         Raises:
             UsageError: no such column; the message names the nearest.
         """
+        name = name if name in self.table.column_names else compose_letters(name)
         if name not in self.table.column_names:
             keep = "" if name in KNOWN else f"; `dinomed scan --keep {name}` keeps it of a table of labels"
             raise UsageError(f"{self.called} has no column {name!r}{did_you_mean(name, self.columns)}{keep}")
@@ -293,8 +295,9 @@ def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
 
 
 def _typed(path: Path, table: pa.Table) -> pa.Table:
-    """Cast the known columns to their types; raise a `UsageError` for missing or wrong columns."""
-    names = table.column_names
+    """Cast the known columns, and compose the letters of all names; raise a `UsageError` for wrong columns."""
+    names = [compose_letters(name) for name in table.column_names]
+    table = table.rename_columns(names)
     duplicate = next((name for name in names if names.count(name) > 1), None)
     if duplicate is not None:
         raise UsageError(f"{path}: column {duplicate!r} occurs twice; rename or remove one")

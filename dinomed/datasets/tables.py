@@ -5,6 +5,7 @@ None.
 """
 
 import csv
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ _BATCH_ROWS = 65_536
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
-    """Read column names and rows. The delimiter is the most frequent of comma, semicolon and tab in the header line.
+    """Read column names and rows; the letters of names are composed (NFC).
+
+    The delimiter is the most frequent of comma, semicolon and tab in the header line.
 
     Raises:
         UsageError: the file is missing, is no UTF-8 text, has no header, has a column twice, or has a row with another
@@ -36,7 +39,7 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
             header = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), strict=True)
-            names = [name.strip() for name in next(reader, [])]
+            names = [compose_letters(name.strip()) for name in next(reader, [])]
             _check_header(path, names)
             rows = [_check_row(path, reader.line_num, row, len(names)) for row in reader if row]
     except FileNotFoundError:
@@ -123,6 +126,11 @@ def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> Iterator[s
     yield ",".join(map(_cell, names)) + "\n"
     for row in rows:
         yield ",".join(map(_cell, row)) + "\n"
+
+
+def compose_letters(text: str) -> str:
+    """Return text with composed letters (NFC). Some systems write ä in names of files as a and a mark above it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _cell(value: Any) -> str:

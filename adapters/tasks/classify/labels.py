@@ -13,6 +13,7 @@ import numpy as np
 
 from dinomed.adapters.fitting.data import class_indices, labelled, list_names, train_classes
 from dinomed.datasets.manifest import KNOWN, Manifest
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError
 from dinomed.log import logger
 
@@ -50,7 +51,7 @@ class LabelColumns:
                 raise UsageError(f"column {name!r} holds no labels (columns that may: {_list_columns(manifest)})")
         if len(self.columns) == 1:
             return labelled(manifest, self.columns[0])
-        missing = [name for name in self.columns if name not in manifest.columns]
+        missing = [name for name in self.columns if compose_letters(name) not in manifest.columns]
         if missing:
             names = ", ".join(map(repr, missing))
             raise UsageError(f"no column {names} for labels {self.title} (columns: {_list_columns(manifest)})")

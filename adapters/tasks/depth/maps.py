@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dinomed.backbones.preprocessing import Preprocessing, pad_to_input
 from dinomed.datasets.manifest import Manifest, leaves_root
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.depthmap import read_depth
 from dinomed.io.prefetch import prefetch
@@ -53,7 +54,9 @@ class DepthSource:
     def read(self, manifest: Manifest, index: int) -> np.ndarray:
         """Read the depths of an image at its own size, float32 (H, W), nan where unknown."""
         size = (manifest.table["height"][index].as_py(), manifest.table["width"][index].as_py())
-        return read_depth(manifest.root / manifest.table[self.column][index].as_py(), self.scale, size=size)
+        return read_depth(
+            manifest.root / manifest.table[compose_letters(self.column)][index].as_py(), self.scale, size=size
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the source as plain data."""

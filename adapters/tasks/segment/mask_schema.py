@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest, leaves_root
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError
 from dinomed.images.labelmap import read_label_map
 from dinomed.images.read import read_mask
@@ -297,4 +298,4 @@ def resolve_mask_schema(
 
 
 def _path(manifest: Manifest, index: int, column: str) -> Path:
-    return manifest.root / manifest.table[column][index].as_py()
+    return manifest.root / manifest.table[compose_letters(column)][index].as_py()

@@ -7,13 +7,13 @@
 """
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from dinomed.datasets.splits import split_name
+from dinomed.datasets.tables import compose_letters
 
 _IMAGE_FOLDERS = frozenset(["image", "images", "img", "imgs", "pictures", "photos", "data"])
 _MASK_FOLDERS = frozenset(
@@ -125,11 +125,6 @@ def classes_of(paths: Iterable[str]) -> dict[str, str]:
                 classes[path] = compose_letters(folder)
                 break
     return classes
-
-
-def compose_letters(text: str) -> str:
-    """Return text with composed letters (NFC). Some systems write ä in names of files as a and a mark above it."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _folders(path: str) -> tuple[str, ...]:

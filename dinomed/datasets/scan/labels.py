@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from dinomed.datasets.manifest import RESERVED
-from dinomed.datasets.scan.folders import compose_letters
 from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
-from dinomed.datasets.tables import read_csv
+from dinomed.datasets.tables import compose_letters, read_csv
 from dinomed.errors import UsageError, did_you_mean
 from dinomed.images.frames import frame_path, parse_frame
 
@@ -78,8 +77,8 @@ def read_labels(
 
     The image column contains a path relative to `folder` or to the folder of the CSV, a file name, or a stem. A file
     name or a stem must be unique. Other columns of files contain paths only. Blanks around a name, its Unicode form and
-    backslashes make no difference (`FileSearch`). Leading and trailing blanks of other cells are removed, and letters
-    with accents are composed (NFC).
+    backslashes make no difference (`FileSearch`), nor does the Unicode form of the name of a column. Leading and
+    trailing blanks of other cells are removed, and letters with accents are composed (NFC).
 
     Args:
         files: all image files below `folder`, including masks.
@@ -97,6 +96,8 @@ def read_labels(
             split column is not a split.
     """
     names, rows = read_csv(path)
+    image_column, keep = compose_letters(image_column), [compose_letters(name) for name in keep]
+    roles = {role: None if name is None else compose_letters(name) for role, name in roles.items()}
     out = Labels(path)
     sources = _sources(path, names, image_column, roles)
     free = [name for name in names if name not in (image_column, *sources.values())]

@@ -6,7 +6,7 @@ from fnmatch import translate
 import numpy as np
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.scan.folders import compose_letters
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError, did_you_mean
 
 Rules = dict[str, tuple[str, ...]]  # column -> patterns
@@ -22,6 +22,7 @@ def match_column(manifest: Manifest, paths: list[str], column: str, patterns: tu
     Raises:
         UsageError: the manifest has no such column, or there is no pattern.
     """
+    column = compose_letters(column)
     if column not in manifest.columns:
         raise UsageError(f"rules: the pool has no column {column!r}{did_you_mean(column, manifest.columns)}")
     if not patterns:

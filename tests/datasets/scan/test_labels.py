@@ -8,12 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dinomed.datasets.manifest import KNOWN
+from dinomed.adapters.evaluation.subgroups import split_subgroups
+from dinomed.adapters.retrieval.filters import parse_conditions
+from dinomed.adapters.tasks.classify.labels import LabelColumns
+from dinomed.datasets.manifest import KNOWN, Manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.groups import number_groups
 from dinomed.datasets.scan.labels import FileSearch
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.images.read import write_mask
+from dinomed.pretrain.curation.filters.allow_deny import match_column
 
 
 def test_rows_without_image_and_images_without_row(
@@ -113,6 +117,37 @@ def test_names_and_labels_in_either_unicode_form_are_the_same(tmp_path: Path, pa
     for number, name in enumerate(both):
         paint(tmp_path / "classes" / ("train", "val")[number] / f"N{name}vus" / f"{number}.png", number)
     assert scan(tmp_path / "classes", "folders").manifest.classes() == ["N\u00e4vus"]
+
+
+def test_columns_are_named_in_either_unicode_form(folder: Path) -> None:
+    both = ["a\u0308", "\u00e4"]
+    lines = [f"{line},{row % 2}" for row, line in enumerate((folder / "labels.csv").read_text().splitlines())]
+    for of_table, option in zip(both, reversed(both), strict=True):
+        names = [f"{name}{of_table}" for name in ("bild", "maske", "kl", "gruppe", "alter", "ja")]
+        header, options = ",".join(names), [name.replace(of_table, option) for name in names]
+        (folder / "labels.csv").write_text("\n".join([header, *lines[1:]]), encoding="utf-8")
+        manifest = scan(
+            folder, "labels.csv", image_column=options[0], mask=options[1], label=options[2], group=options[3],
+            keep=options[4:], keep_ids=True,
+        ).manifest  # fmt: skip
+        assert manifest.column("group")[:3] == ["L0", "L0", "L1"]
+        assert manifest.classes() == ["mel", "nv"]
+        for form in both:
+            assert manifest.has(f"alter{form}")
+            assert manifest.column(f"alter{form}")[3] == "03"
+            assert split_subgroups(manifest, f"alter{form}:5")[0].value == "0 to under 5"
+            assert match_column(manifest, [], f"alter{form}", ("03",)).sum() == 1
+            assert parse_conditions([f"alter{form}>=8"])[0].met_by(manifest).sum() == 2
+            assert len(LabelColumns((f"ja{form}", both[1].join(("ja", "")))).usable(manifest)) == 10
+
+
+def test_a_parquet_table_has_columns_in_either_unicode_form(folder: Path) -> None:
+    table = scan(folder, "labels.csv", keep=["age"]).manifest
+    names = ["a\u0308ge" if name == "age" else name for name in table.columns]
+    write_manifest(Manifest(table.table.rename_columns(names), folder), folder / "m.parquet")
+    manifest = read_manifest(folder / "m.parquet")
+    for form in ("a\u0308ge", "\u00e4ge"):
+        assert manifest.column(form)[3] == "03"
 
 
 def test_other_columns_of_files_are_matched_like_masks(
