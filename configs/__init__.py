@@ -16,3 +16,9 @@ def find_config(path: str | Path) -> Path:
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
     shipped = Path(str(files("dinomed.configs"))).joinpath(*parts)
     return shipped if shipped.is_file() else path
+
+
+def config_names(job: str) -> list[str]:
+    """Return the names of the configs of dinomed in the folder of a job, such as ``adapters``, sorted."""
+    folder = files("dinomed.configs").joinpath(job)
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))

@@ -4,6 +4,7 @@ YAML 1.1 silently accepts duplicate keys and reads ``3e-4`` as a string, ``no`` 
 90. The loader refuses duplicate keys and reads the others as YAML 1.2 does: a number, a string, 10 and a string.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -170,7 +171,10 @@ def _read_chain(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     base = data.pop("base", None)
     if base is None:
         return data
-    return merge(_read_chain(path.parent / str(base), (*chain, resolved)), data)
+    place = path.parent / str(base)
+    if not os.path.lexists(place):
+        raise UsageError(f"{path}: its base {place} does not exist; give a path relative to the folder of {path.name}")
+    return merge(_read_chain(place, (*chain, resolved)), data)
 
 
 def merge(base: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, Any]:

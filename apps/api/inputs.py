@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
-from dinomed.configs import find_config
+from dinomed.configs import config_names, find_config
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import UsageError
+from dinomed.errors import UsageError, did_you_mean
 from dinomed.io.pseudonyms import chosen_key
 
 if TYPE_CHECKING:
@@ -63,12 +63,20 @@ def config_path(config: PathLike | None, job: str) -> Path | None:
     Args:
         config: a path, or the name of a config that comes with dinomed, such as ``"vit_tiny_cpu"``.
         job: folder of `configs/` in which a name is looked up: pretrain, adapters or curation.
+
+    Raises:
+        UsageError: there is neither; the message has the nearest name, or all names of the job.
     """
     if config is None:
         return None
     path = find_config(config)
     named = find_config(Path(job) / f"{config}.yaml")
-    return named if not path.exists() and named.exists() else path
+    if path.exists() or path.is_symlink():
+        return path
+    if not named.exists():
+        known = did_you_mean(Path(config).stem, config_names(job))
+        raise UsageError(f"config {config} does not exist; give the path of a YAML file, or a name{known}")
+    return named
 
 
 def cache_folder(manifest: Manifest, cache: PathLike | None) -> Path:

@@ -56,7 +56,7 @@ def test_mistakes_are_named(override: str, message: str) -> None:
         ("head: linear", "head.yaml: head: "),
         ("haed: {name: linear}", "head.yaml: unknown key 'haed'; did you mean 'head'?"),
         ("fit: {epochs: 0}", "head.yaml: fit.epochs: "),
-        ("base: gone.yaml", "gone.yaml does not exist"),
+        ("base: gone.yaml", "gone.yaml does not exist; give a path relative to the folder of head.yaml"),
     ],
 )
 def test_mistakes_in_a_file_name_the_file_and_the_nearest_key(text: str, message: str, tmp_path: Path) -> None:

@@ -96,3 +96,26 @@ def test_every_setting_has_a_description(job: str) -> None:
     settings = [(table["title"], name, row) for table in tables for name, row in table.get("properties", {}).items()]
     assert len(settings) > 20  # the tables of all stages are there
     assert [f"{title}: {name}" for title, name, row in settings if len(row.get("description", "")) < 2] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (("pretrain", "--data", "DATA", "vit_tny"), "did you mean 'vit_tiny_cpu'?"),
+        (("pretrain", "--data", "DATA", "pretrain/vit_tinycpu.yaml"), "did you mean 'vit_tiny_cpu'?"),
+        (("curate", "--pool", "DATA", "--config", "xyz"), "known: clean_only, default, no_queries, video"),
+        (("train", "segment", "-b", "B", "--data", "DATA", "--config", "segment-dpt"), "did you mean 'segment_dpt'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_config_that_does_not_exist_is_refused_with_names(
+    arguments: tuple[str, ...], remedy: str, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    places = {"DATA": str(lesion_manifest), "B": str(tiny_backbone)}
+    with pytest.raises(SystemExit) as end:
+        cli.main([*(places.get(word, word) for word in arguments), "-o", str(tmp_path / "out.parquet")])
+    message = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2
+    assert f"{arguments[-1]} does not exist; give the path of a YAML file, or a name; {remedy}" in message
+    assert not list(tmp_path.iterdir())
