@@ -13,10 +13,9 @@ from dinomed.adapters.fitting.optimizers import BatchIndices
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError
 from dinomed.features.compute import Features
 from dinomed.images.read import UnreadableImage
-from dinomed.images.unchanged import check_unchanged
+from dinomed.images.unchanged import check_unchanged, lost_image
 from dinomed.io.prefetch import prefetch
 
 AHEAD = 2  # batches that are read in advance
@@ -91,7 +90,7 @@ class ImageBatches:
                 targets = torch.from_numpy(window_targets)
             image = self.preprocessing.to_input(pixels)
         except UnreadableImage as error:
-            raise DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again") from None
+            raise lost_image(error) from None
         if self.augment is not None and pass_index is not None:
             maps = targets.numpy() if targets.ndim == 3 else None
             augmented, augmented_maps = self.augment(

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
-from dinomed.errors import DinomedError
 from dinomed.images.in_memory import ImageSource, as_pixels
 from dinomed.images.read import UnreadableImage
-from dinomed.images.unchanged import check_unchanged
+from dinomed.images.unchanged import check_unchanged, lost_image
 from dinomed.io.prefetch import batched, prefetch
 
 BATCH_SIZE = 16  # larger batches are no faster on a CPU
@@ -139,5 +138,5 @@ def stack_pixels(images: Sequence[LoadedImage]) -> Tensor:
     """
     for image in images:
         if image.error is not None:
-            raise DinomedError(f"{image.error}; it could be read when the manifest was made: scan the folder again")
+            raise lost_image(image.error)
     return torch.stack([image.pixels for image in images if image.pixels is not None])

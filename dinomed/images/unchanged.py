@@ -3,10 +3,24 @@
 import os
 from pathlib import Path
 
+from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.frames import frame_digest, image_file, parse_frame, read_frame
 from dinomed.images.intensity import IntensityConfig, match_channels
 from dinomed.io.files import sha256_file
+
+REMEDY = "; scan again"
+
+
+class ChangedImage(UnreadableImage):
+    """An image that differs from the scan; its reason ends with `REMEDY`."""
+
+
+def lost_image(error: UnreadableImage) -> DinomedError:
+    """Return the error of work that needs each image of a manifest, for one that cannot be read any more."""
+    if isinstance(error, ChangedImage):
+        return DinomedError(str(error))
+    return DinomedError(f"{error}; it could be read when the manifest was made: scan the folder again")
 
 
 def change_time(status: os.stat_result) -> int:
@@ -46,7 +60,8 @@ def check_unchanged(
         checked_ns: time at which an earlier check began that found no change, ns; 0 for none.
 
     Raises:
-        UnreadableImage: the file has changed, or the frame cannot be decoded.
+        ChangedImage: the file has changed.
+        UnreadableImage: the frame cannot be decoded.
     """
     try:
         status = os.stat(image_file(path))
@@ -55,4 +70,4 @@ def check_unchanged(
     except OSError:
         return
     if not same:
-        raise UnreadableImage(path, "changed since the scan; scan again")
+        raise ChangedImage(path, f"changed since the scan{REMEDY}")
