@@ -112,8 +112,7 @@ class Answer(Config):
         chosen = np.asarray(values if decision is None else decision, np.float64)
         if not self.multilabel:
             return np.asarray(rounded[np.arange(len(rounded)), chosen.argmax(axis=1)])
-        present = chosen.round(DECIMALS) >= self._limits(chosen.shape[1])
-        return np.asarray(np.where(present, rounded, 1 - rounded).min(axis=1))
+        return np.asarray(np.where(self.decide(chosen), rounded, 1 - rounded).min(axis=1))
 
     def losses(self, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Return the loss of each prediction, float64 (N,): 1 for a wrong class, or the share of wrong known labels.
@@ -126,11 +125,15 @@ class Answer(Config):
             return np.asarray(values.argmax(axis=1) != targets, float)
         wide = np.pad(values, ((0, 0), (0, targets.shape[1] - values.shape[1])))
         known = ~np.isnan(targets)
-        wrong = ((wide >= self._limits(targets.shape[1])) != (targets == 1)) & known
+        wrong = (self.decide(wide) != (targets == 1)) & known
         return np.asarray(wrong.sum(axis=1) / np.maximum(known.sum(axis=1), 1))
 
-    def _limits(self, count: int) -> np.ndarray:
-        """Return the thresholds of the first `count` labels; 0.5 for those without one."""
+    def decide(self, values: np.ndarray) -> np.ndarray:
+        """Return which labels that may occur together are present, bool (..., K), from probabilities (..., K)."""
+        return np.asarray(values >= self.limits(values.shape[-1]))
+
+    def limits(self, count: int) -> np.ndarray:
+        """Return the probability at which each of the first `count` labels is present; 0.5 if val gave none."""
         chosen = [0.5 if value is None else value for value in self.thresholds]
         return np.array([*chosen, *[0.5] * count])[:count]
 

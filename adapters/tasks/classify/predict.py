@@ -154,18 +154,13 @@ class ClassifyPredictor(Predictor):
     def predicted(self, values: np.ndarray) -> str:
         """Return the most probable class of a row of probabilities.
 
-        Of labels that may occur together return those that reach their thresholds (0.5 if val gave none), with the
-        separator between them.
+        Of labels that may occur together return those that are present (`Answer.decide`), with the separator
+        between them.
         """
         if not self.answer.multilabel:
             return str(self.classes[int(values.argmax())])
-        decided = zip(self.classes, values, self.label_thresholds, strict=True)
-        return self.separator.join(name for name, value, threshold in decided if value >= threshold)
-
-    @property
-    def label_thresholds(self) -> list[float]:
-        """The probability at which each label that may occur with others is present: 0.5 if val gave none."""
-        return [0.5 if value is None else value for value in self.answer.thresholds] or [0.5] * len(self.classes)
+        present = zip(self.classes, self.answer.decide(values), strict=True)
+        return self.separator.join(name for name, decision in present if decision)
 
     @property
     def separator(self) -> str:

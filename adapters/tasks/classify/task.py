@@ -186,9 +186,10 @@ class ClassifyTask(Task):
     def monai_postprocessing(self, predictor: ClassifyPredictor) -> tuple[list[dict[str, Any]], str]:
         names = monai_literal(list(map(str, predictor.classes)))
         if predictor.answer.multilabel:
+            limits = predictor.answer.limits(len(predictor.classes)).tolist()
             decide = (
                 f"{monai_literal(predictor.separator)}.join(name for name, value, limit in zip({names}, "
-                f"data['pred'].tolist(), {predictor.label_thresholds!r}) if value >= limit)"
+                f"data['pred'].tolist(), {limits!r}) if value >= limit)"
             )
         else:
             decide = f"{names}[int(data['pred'].argmax())]"

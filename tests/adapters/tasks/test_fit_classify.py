@@ -184,6 +184,15 @@ def test_the_temperature_and_thresholds_come_from_val_and_change_no_ranking() ->
     assert unknown.thresholds[2] is None
 
 
+def test_confidence_and_losses_follow_the_decision_about_each_label() -> None:
+    """Also where the rounding of the table, to 6 decimals, would carry a probability over its threshold."""
+    answer = Answer(multilabel=True, thresholds=(0.1234564, None))
+    values = np.array([[0.12345642, 0.5]])
+    assert answer.decide(values).tolist() == [[True, True]]
+    assert answer.losses(values, np.ones((1, 2))).tolist() == [0.0]
+    assert answer.confidence(values).tolist() == [0.123456]
+
+
 @pytest.mark.parametrize("unit", ["image", "group"])
 def test_the_table_of_groups_equals_the_predictions_of_the_evaluation(
     unit: str, place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
