@@ -1,9 +1,8 @@
 """Export of a backbone or an adapter to the format of another tool, checked before it is published."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dinomed.adapters.export.card import card, notice
@@ -111,7 +110,6 @@ def export(
         write_json(stage / REPORT_FILE, report)
         # the report is removed first and moved last: it marks the export as complete
         publish(stage, out, [*report["files"], REPORT_FILE], remove=[REPORT_FILE, *earlier])
-    _remove_empty_folders(out, earlier)
     return report
 
 
@@ -151,12 +149,3 @@ def _earlier_files(out: Path) -> list[str]:
     names = earlier.get("files") if isinstance(earlier, dict) else None
     names = names if isinstance(names, dict) else {}
     return [name for name in names if not leaves_root(name) and (out / name).is_file()]
-
-
-def _remove_empty_folders(out: Path, names: list[str]) -> None:
-    """Remove the folders of removed files in which nothing is left."""
-    for name in names:
-        for parent in PurePosixPath(name).parents:
-            if str(parent) != ".":
-                with suppress(OSError):
-                    (out / parent).rmdir()

@@ -4,7 +4,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -133,9 +132,6 @@ def predict_videos(
         files = [f"{answer['video']}/{name}" for answer in answers for name in answer["files"]]
         PredictionPlan(settings, (*files, SUMMARY_FILE), complete=True).write(stage)
         publish(stage, out, [*files, SUMMARY_FILE, PLAN_FILE], remove=[PLAN_FILE, *earlier])
-        for folder in {name.split("/")[0] for name in earlier if "/" in name}:
-            with suppress(OSError):  # it holds other files, or those of this result
-                (out / folder).rmdir()
     frames = sum(answer["frames"] for answer in answers)
     counts = None if mask is None else _count_masked(answers)
     return VideoPredictionResult(

@@ -1,5 +1,6 @@
 """Moving of the files of a result from the stage of an output folder to their places, also after a kill."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterable
@@ -22,7 +23,8 @@ def publish(stage: Path, folder: Path, names: Iterable[str], remove: Iterable[st
         stage: the stage of `folder`.
         folder: output folder.
         names: paths of the files, relative to the stage.
-        remove: names of files of an older result that must not stand beside the new one; removed before the move.
+        remove: names of files of an older result that must not stand beside the new one; removed before the move,
+            and their folders after it where nothing is left in them.
 
     Raises:
         DinomedError: a file is missing or cannot be moved, such as on a full disk, or a path is not inside the folder.
@@ -55,6 +57,9 @@ def move_ready(stage: Path, folder: Path) -> None:
             if (stage / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(stage / name, folder / name)
+        for parent in (parent for name in remove for parent in PurePath(name).parents[:-1]):
+            with contextlib.suppress(OSError):  # it holds other files
+                (folder / parent).rmdir()
         sync(folder)
         for path in stage.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -1,6 +1,5 @@
 """Writing of the slices of volumes: PNG files, their manifest, and the geometry of the volumes."""
 
-import contextlib
 import hashlib
 import io
 from collections.abc import Sequence
@@ -162,9 +161,6 @@ def write_slices(
         masks_written = [name for name in tables.columns["mask"] if name is not None]
         written = [*tables.columns["image"], *masks_written, MANIFEST_FILE, VOLUMES_FILE]
         publish(stage, out, written, remove=[VOLUMES_FILE, MANIFEST_FILE, *earlier])
-        for folder in [*sorted({str(Path(name).parent) for name in earlier}), _MASKS]:
-            with contextlib.suppress(OSError):  # it holds other files, or slices of this result
-                (out / folder).rmdir()
     classes = {} if masks is None else masks.classes.names
     counts = None if text_mask is None else text_mask.record()
     return SlicesResult(out, read_manifest(out / MANIFEST_FILE), tables.volumes, tables.problems, classes, counts)

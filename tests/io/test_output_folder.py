@@ -17,12 +17,13 @@ from dinomed.io.output_folder import (
     check_writable,
     claimed_file,
     claimed_folder,
+    finish_publishing,
     locked,
     open_output_folder,
     prepare_output,
     staged,
 )
-from dinomed.io.publish import publish
+from dinomed.io.publish import list_ready, publish
 
 MARKER = "result.json"
 
@@ -108,6 +109,17 @@ def test_paths_outside_the_folder_are_refused_before_anything_is_listed(tmp_path
                 publish(stage, out, moved, removed)
             assert list(stage.iterdir()) == []
     assert (tmp_path / "a.txt").read_text() == "of the user"
+
+
+def test_folders_that_a_new_result_leaves_empty_are_removed_also_after_a_kill(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_result(out, "first")
+    (out / "of_the_user").mkdir()
+    with open_output_folder(out, marker=MARKER, overwrite=True) as stage:  # which keeps what is ready
+        (stage / MARKER).write_text("second")
+        list_ready(stage, out, [MARKER], ["images/a.txt"])
+    finish_publishing(out, MARKER)
+    assert {path.name for path in out.iterdir()} == {MARKER, "of_the_user"}
 
 
 def test_files_of_the_user_are_never_mixed_with_a_result(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Writing of selected frames: PNG files, their manifest, and the table of the frames that were dropped."""
 
-import contextlib
 import hashlib
 import io
 from collections import Counter
@@ -112,9 +111,6 @@ def write_frames(
         write_manifest(manifest, stage / MANIFEST_FILE)
         tables = [MANIFEST_FILE, DROPPED_FILE]
         publish(stage, out, [*rows.kept["image"], *tables], remove=[DROPPED_FILE, MANIFEST_FILE, *earlier])
-        for folder in {name.split("/")[0] for name in earlier}:
-            with contextlib.suppress(OSError):  # it holds other files, or frames of this result
-                (out / folder).rmdir()
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
     named, grouped = (dict(zip(map(str, videos), values, strict=True)) for values in (names, groups))
