@@ -107,11 +107,11 @@ class EvaluatedUnits(ABC):
         name = self.headline[0]
         return f"{titles.get(name, name)} {abs(self.scores[unit]):.2f}"
 
-    def intervals(self, rows: Sequence[int], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:
+    def intervals(self, rows: Sequence[int], resamples: int = RESAMPLES) -> dict[str, dict[str, Any]]:
         """Return `value`, `low`, `high` and `undefined` of each metric of the headline, resampled over groups."""
         statistic = self.statistic(rows)
         point = statistic(np.ones((1, len(rows))))[0]
-        intervals = bootstrap(statistic, [self.groups[i] for i in rows], resamples=resamples, seed=seed)
+        intervals = bootstrap(statistic, [self.groups[i] for i in rows], resamples=resamples)
         return {
             name: {
                 "value": float(value),

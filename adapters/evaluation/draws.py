@@ -50,16 +50,12 @@ def draw_images(pool: Manifest, count: int | None, seed: int, label: str | None 
     return build_manifest({name: drawn.column(name) for name in drawn.columns} | {"split": splits}, drawn.root)
 
 
-def interval_over_draws(
-    values: np.ndarray, groups: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
+def interval_over_draws(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
     """Return the 95% interval of the mean over draws and images; draws and groups of images are both resampled.
 
     Args:
         values: a metric of each test image for each draw, (draws, N).
         groups: group of each test image, N.
-        resamples: number of bootstrap resamples.
-        seed: of the resamples.
 
     Returns:
         The 2.5th and the 97.5th percentile.
@@ -69,9 +65,9 @@ def interval_over_draws(
     member = np.array([place[group] for group in groups])
     sums = np.stack([np.bincount(member, weights=row, minlength=len(names)) for row in values])
     sizes = np.bincount(member, minlength=len(names))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         draws, chosen = rng.integers(len(values), size=len(values)), rng.integers(len(names), size=len(names))
         means.append(sums[draws][:, chosen].mean(axis=0).sum() / sizes[chosen].sum())
     low, high = np.percentile(means, (2.5, 97.5))

@@ -61,13 +61,12 @@ def evaluate_out_of_fold(
     return OutOfFold(task.combine_use(records, parts), parts)
 
 
-def tabulate(outcome: OutOfFold, task: str, resamples: int = RESAMPLES) -> dict[str, Any]:
+def tabulate(outcome: OutOfFold, task: str) -> dict[str, Any]:
     """Return the report of a cross-validation. It names no image and no group.
 
     Args:
         outcome: the predictions.
         task: name of the task.
-        resamples: number of bootstrap resamples of the groups.
 
     Returns:
         - `task`, `folds`, `metrics` (over the units of all folds), `bootstrap` (its settings), `left_out`;
@@ -82,11 +81,11 @@ def tabulate(outcome: OutOfFold, task: str, resamples: int = RESAMPLES) -> dict[
         "task": task,
         "folds": len(parts),
         "metrics": joined.metrics(rows),
-        "intervals": joined.intervals(rows, resamples),
+        "intervals": joined.intervals(rows),
         "bootstrap": {
             "over": "groups" if joined.manifest.has("group") else "images",
             "groups": joined.count_groups(rows),
-            "resamples": resamples,
+            "resamples": RESAMPLES,
             "level": LEVEL,
             "seed": 0,
         },

@@ -67,10 +67,10 @@ def probability_levels(probability: np.ndarray) -> np.ndarray:
     return np.searchsorted(thresholds, probability.astype(np.float32), side="right").astype(np.uint8)
 
 
-def reduce_map(probability: np.ndarray, side: int = MAP_PX) -> np.ndarray:
-    """Return the map, float32 (H, W), with at most `side` pixels at its longer side: means of areas."""
+def reduce_map(probability: np.ndarray) -> np.ndarray:
+    """Return the map, float32 (H, W), with at most `MAP_PX` pixels at its longer side: means of areas."""
     height, width = probability.shape
-    scale = side / max(height, width)
+    scale = MAP_PX / max(height, width)
     if scale >= 1:
         return probability
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

@@ -80,10 +80,10 @@ class ArtefactReport:
         self.add(name, about if isinstance(about, str) else about(result))
         return result
 
-    def file_exists(self, path: Path, remedy: str, about: str = "is there") -> bool:
+    def file_exists(self, path: Path, remedy: str) -> bool:
         """Add a file that must exist."""
         if path.is_file():
-            self.add(path.name, about)
+            self.add(path.name, "is there")
             return True
         self.add(path.name, f"{path} is missing", "missing", remedy)
         return False

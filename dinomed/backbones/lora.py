@@ -16,20 +16,19 @@ from dinomed.errors import UsageError
 _NAME = "default"  # PEFT's name for a single adapter
 
 
-def check_lora(config: LoraConfig, feed_forward: str, place: str = "tune.lora") -> None:
+def check_lora(config: LoraConfig, feed_forward: str) -> None:
     """Check that LoRA can be added to a backbone.
-
-    Args:
-        place: name of the setting for error messages.
 
     Raises:
         UsageError: PEFT is not installed, or the backbone has no such layers.
     """
     if find_spec("peft") is None:
-        raise UsageError(f"{place} needs the package peft: pip install 'dinomed[lora]'")
+        raise UsageError("tune.lora needs the package peft: pip install 'dinomed[lora]'")
     wrong = {"mlp": {"w12", "w3"}, "swiglu": {"fc1", "fc2"}}[feed_forward] & set(config.targets)
     if wrong:
-        raise UsageError(f"{place}.targets {', '.join(sorted(wrong))}: the backbone's feed-forward is a {feed_forward}")
+        raise UsageError(
+            f"tune.lora.targets {', '.join(sorted(wrong))}: the backbone's feed-forward is a {feed_forward}"
+        )
 
 
 def add_lora(backbone: VisionTransformer, config: LoraConfig) -> None:

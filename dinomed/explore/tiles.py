@@ -93,12 +93,12 @@ def blend(shown: np.ndarray, colours: np.ndarray, opacity: float = 0.6) -> np.nd
     return (image * (1 - opacity) + over * opacity).round().astype(np.uint8)
 
 
-def darken(shown: np.ndarray, mask: np.ndarray, strength: float = 0.75) -> np.ndarray:
+def darken(shown: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return an image, reduced to the size of a tile, dark where the patches of a mask (rows, columns) are false."""
     image = _tile_image(shown)
     size = (image.shape[1], image.shape[0])
     light = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)) / 255
-    return (image * (1 - strength + strength * light[..., None])).round().astype(np.uint8)
+    return (image * (0.25 + 0.75 * light[..., None])).round().astype(np.uint8)
 
 
 def patch_centre(patch: tuple[int, int], grid: tuple[int, ...], box: Box) -> tuple[float, float]:

@@ -16,17 +16,17 @@ KS = (10, 20, 100, 200)
 _BLOCK_VALUES = 2**24  # votes that are in memory at the same time, 128 MB
 
 
-def sum_votes(similarities: Tensor, votes: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+def sum_votes(similarities: Tensor, votes: Tensor) -> Tensor:
     """Return the weighted sum of the votes of neighbours, float64 (Q, K).
 
-    The weight is exp((similarity - 1) / temperature). The constant -1 keeps it at most 1, so that it does not overflow;
-    it cancels when the sums are normalised.
+    The weight is exp((similarity - 1) / `TEMPERATURE`). The constant -1 keeps it at most 1, so that it does not
+    overflow; it cancels when the sums are normalised.
 
     Args:
         similarities: cosine similarity of the neighbours of each query, (Q, k).
         votes: votes of each neighbour, (Q, k, K).
     """
-    weights = ((similarities.double() - 1) / temperature).exp()
+    weights = ((similarities.double() - 1) / TEMPERATURE).exp()
     return (weights.unsqueeze(-1) * votes).sum(1)
 
 
@@ -36,7 +36,6 @@ def knn_probabilities(
     queries: np.ndarray,
     num_classes: int,
     ks: Sequence[int] = KS,
-    temperature: float = TEMPERATURE,
 ) -> dict[int, np.ndarray]:
     """Compute the share of the votes of each class, float64 (Q, num_classes), for each k.
 
@@ -57,7 +56,7 @@ def knn_probabilities(
     for k in ks:
         step = max(1, _BLOCK_VALUES // (k * num_classes))
         blocks = [
-            sum_votes(neighbours[start : start + step, :k], votes[rows[start : start + step, :k]], temperature)
+            sum_votes(neighbours[start : start + step, :k], votes[rows[start : start + step, :k]])
             for start in range(0, len(queries), step)
         ]
         sums = torch.cat(blocks).numpy() if blocks else np.zeros((0, num_classes))

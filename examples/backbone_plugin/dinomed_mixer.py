@@ -68,5 +68,5 @@ def load_mixer(folder: Path, config: dict[str, Any]) -> LoadedFamily:
     if problems:
         raise UsageError(f"{folder}: weights of another architecture: {'; '.join(problems)}")
     model.load_state_dict(state)
-    preprocessing, known = transformers_preprocessing(folder, config, model, config.get("image_size"))
+    preprocessing, known = transformers_preprocessing(folder, model, config.get("image_size"))
     return LoadedFamily(model, preprocessing, known)

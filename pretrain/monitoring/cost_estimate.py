@@ -18,6 +18,7 @@ LEARNED_COPIES = 3  # of each weight that learns: gradient and two moments
 SAVED_PER_TOKEN = 19  # values of a token that a block saves for the backward pass, per embedding dimension
 SAVED_PER_LOGIT = 3  # values that a head saves for a logit: the logit, its softmax, the target
 EFFICIENCY = 0.35  # speed of a whole step relative to that of large matrix products
+SPEED_TEST_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,8 @@ def _head_rows(config: PretrainConfig, *, all_patches: bool) -> dict[str, tuple[
     }
 
 
-def matrix_speed(device: torch.device, precision: str, seconds: float = 0.3) -> float:
-    """Measure the FLOP/s of large matrix products on this device, for `seconds`."""
+def matrix_speed(device: torch.device, precision: str) -> float:
+    """Measure the FLOP/s of large matrix products on this device."""
     size = 1024 if device.type == "cpu" else 8192
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     a = torch.randn(size, size, device=device, dtype=dtype)
@@ -206,7 +207,7 @@ def matrix_speed(device: torch.device, precision: str, seconds: float = 0.3) -> 
     a @ a
     wait()
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    while time.perf_counter() - began < SPEED_TEST_S:
         a @ a
         wait()
         count += 1

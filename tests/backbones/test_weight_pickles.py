@@ -39,9 +39,6 @@ def tensor(size: int, stride: int, kind: str = "FloatStorage", stored: int = 1) 
     return name("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + number(0) + shape + hooks + b"tR"
 
 
-ORDERED = name("collections", "OrderedDict") + b")R"
-
-
 def archive(path: Path, instructions: bytes, content: bytes = b"\0" * 4, compressed: bool = False) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED) as file:
         file.writestr("archive/data.pkl", START + instructions + b".")

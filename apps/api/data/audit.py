@@ -226,7 +226,6 @@ def audit_labels(
     out: PathLike | None = None,
     table: PathLike | None = None,
     folds: int = FOLDS,
-    seed: int = 0,
     cache: PathLike | None = None,
     mask: TextMask | None = None,
     device: str = "auto",
@@ -255,14 +254,14 @@ def audit_labels(
     if not labelled:
         raise UsageError(f"column {column!r} of {manifest.called} is empty; name the column of the classes")
     images = manifest.take(labelled)
-    make_folds(images.units(), images.column(column), folds, seed)  # raises before the features are computed
+    make_folds(images.units(), images.column(column), folds)  # raises before the features are computed
     with ExitStack() as stack:
         for place in (out, table):
             if place is not None:
                 stack.enter_context(claimed_file(place))
         frozen = load_backbone(backbone, device=device, mean=mean, std=std)
         computed, images = extract_usable(frozen, images, cache=cache_folder(manifest, cache))
-        errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds, seed=seed)
+        errors = find_label_errors(computed.cls, images.column(column), images.units(), folds=folds)
         ranked = errors.ranked(images.column("image"))
         report = {
             "data": str(manifest.source or manifest.root),

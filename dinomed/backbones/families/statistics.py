@@ -93,7 +93,7 @@ def transformers_processor(preprocessing: Preprocessing, name: str) -> dict[str,
 
 
 def transformers_preprocessing(
-    folder: Path, config: Mapping[str, Any], model: TokenModel, default_size: int | None = None
+    folder: Path, model: TokenModel, default_size: int | None = None
 ) -> tuple[Preprocessing, bool]:
     """Return the preprocessing that `preprocessor_config.json` names; without the file only the size is known.
 

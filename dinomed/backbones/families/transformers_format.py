@@ -53,7 +53,7 @@ def _load_own(folder: Path, config: dict[str, Any], **known: Any) -> LoadedFamil
     vit = build_inferred(architecture, state, str(folder))
     size = config.get("image_size")
     default = size if isinstance(size, int) and config["model_type"] not in _ANY_SIZE else None
-    preprocessing, known_statistics = transformers_preprocessing(folder, config, vit, default)
+    preprocessing, known_statistics = transformers_preprocessing(folder, vit, default)
     return LoadedFamily(vit, preprocessing, known_statistics)
 
 
@@ -209,7 +209,7 @@ def _load_foreign(folder: Path, config: dict[str, Any]) -> LoadedFamily:
         )
     model = TransformersModel(module.eval(), kind, name, section, config)
     size = module.config.image_size
-    preprocessing, known = transformers_preprocessing(folder, config, model, size if isinstance(size, int) else None)
+    preprocessing, known = transformers_preprocessing(folder, model, size if isinstance(size, int) else None)
     return LoadedFamily(model, preprocessing, known)
 
 

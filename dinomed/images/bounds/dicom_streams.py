@@ -16,7 +16,7 @@ MAX_LAYERS = 64
 _MIN_TILE_PX = 4096
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _META_START, _GROUP_LENGTH = 132, b"\x02\0\0\0UL\x04\0"
-_ITEM, _NO_ITEM = b"\xfe\xff\0\xe0", b"\xfe\xff\xdd\xe0"
+_ITEM = b"\xfe\xff\0\xe0"
 _CODESTREAM, _CODING_STYLE = b"\xff\x4f\xff\x51", b"\xff\x52"
 _DATA_SETS = (b"\x08\0\0\0\x04\0\0\0", b"\x08\0\0\0UL\x04\0", b"\x08\0\x05\0", b"\x08\0\x08\0")
 """Data sets start with the length of group 8, the character set, or the image type."""

@@ -126,8 +126,8 @@ class CurationResult:
         after = Counter(value for value, keep in zip(values, self.keep, strict=True) if keep and value is not None)
         return {str(value): (count, after[value]) for value, count in before.most_common()}
 
-    def balance_columns(self, most: int = 30) -> list[str]:
-        """Return the columns whose balance can be shown: the label, then user columns, with 2 to `most` different
+    def balance_columns(self) -> list[str]:
+        """Return the columns whose balance can be shown: the label, then user columns, with 2 to 30 different
         values."""
         reserved = {
             *COLUMNS,
@@ -142,7 +142,7 @@ class CurationResult:
             "retrieved_for",
         }
         names = [name for name in self.manifest.columns if name not in reserved and self.manifest.has(name)]
-        names = [name for name in names if 2 <= len(set(self.manifest.column(name)) - {None}) <= most]
+        names = [name for name in names if 2 <= len(set(self.manifest.column(name)) - {None}) <= 30]
         return sorted(names, key=lambda name: name != "label")
 
 
