@@ -94,17 +94,29 @@ def full_range(values: np.ndarray) -> tuple[float, float]:
     Raises:
         DinomedError: samples below 0 or above 65535, or floating-point samples outside 0 to 1.
     """
-    least, largest = float(values.min()), float(values.max())
     if values.dtype.kind == "f":
+        least, largest = float(values.min()), float(values.max())
         if least < 0 or largest > 1:
             raise DinomedError(
                 f"floating-point values from {least:g} to {largest:g} have no fixed range; set images.window, or store "
                 "them in 0 to 1"
             )
         return 0, 1
-    if least < 0 or largest > 65535:
-        raise DinomedError(f"values from {least:g} to {largest:g} fit no 16-bit range; set images.window")
-    return 0, 1 if values.dtype.kind == "b" else next(2**bits - 1 for bits in _DEPTHS if largest < 2**bits)
+    return 0, 1 if values.dtype.kind == "b" else _top(values)
+
+
+def _top(values: np.ndarray) -> int:
+    """Return the end of the full range of integer samples.
+
+    Raises:
+        DinomedError: samples below 0 or above 65535.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise DinomedError(
+            f"values from {low} to {high} fit no 16-bit range; set images.window, or store them with 8 or 16 bits"
+        )
+    return next(2**bits - 1 for bits in _DEPTHS if high < 2**bits)
 
 
 def match_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -138,10 +150,7 @@ def scale_to_uint8(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype.kind == "f":
         raise DinomedError("floating-point pixels have no fixed range; convert to 8 or 16 bit first")
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise DinomedError(f"pixels from {low} to {high} fit no 16-bit range; convert to 8 or 16 bit first")
-    top = next(2**bits - 1 for bits in _DEPTHS if high < 2**bits)
+    top = _top(values)
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
