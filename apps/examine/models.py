@@ -13,7 +13,7 @@ from dinomed.adapters.record import BackboneReference
 from dinomed.adapters.reference import find_backbone
 from dinomed.adapters.retrieval.index import read_index
 from dinomed.apps.examine.datasets import add_images
-from dinomed.apps.examine.report import ArtefactReport
+from dinomed.apps.examine.report import ArtefactReport, read_mapping
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
@@ -21,7 +21,6 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import parse_yaml
 from dinomed.errors import DinomedError
 from dinomed.io.checkpoint import list_checkpoints, read_checkpoint
-from dinomed.io.files import read_json
 from dinomed.pretrain.curation.audit.training_index import read_training_index
 from dinomed.pretrain.run_folder import (
     BACKBONE,
@@ -64,7 +63,7 @@ def examine_run(folder: Path) -> ArtefactReport:
     report = ArtefactReport(str(folder), "run")
     resume = "run the same command again with --resume"
     report.check(CONFIG_FILE, lambda: _read_settings(folder / CONFIG_FILE), "the settings of the run", resume)
-    record = report.check(RECORD_FILE, lambda: _read_mapping(folder / RECORD_FILE), "the record of the run", resume)
+    record = report.check(RECORD_FILE, lambda: read_mapping(folder / RECORD_FILE), "the record of the run", resume)
     if record is not None:
         data = record.get("data")
         report.facts.update(
@@ -94,15 +93,6 @@ def examine_run(folder: Path) -> ArtefactReport:
             resume,
         )
     return report
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DinomedError(f"{path} is missing")
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise DinomedError(f"{path} is damaged: it is no mapping")
-    return data
 
 
 def _read_settings(path: Path) -> Any:

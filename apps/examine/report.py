@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dinomed.errors import DinomedError
+from dinomed.io.files import read_json
 from dinomed.notice import RESEARCH_USE
 from dinomed.pretrain.run_folder import SEEN_FILE
 
@@ -87,3 +88,17 @@ class ArtefactReport:
             return True
         self.add(path.name, f"{path} is missing", "missing", remedy)
         return False
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds names and values.
+
+    Raises:
+        DinomedError: the file is missing, no JSON or no mapping.
+    """
+    if not path.is_file():
+        raise DinomedError(f"{path} is missing")
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise DinomedError(f"{path} is damaged: it is no mapping")
+    return data

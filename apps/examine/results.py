@@ -7,11 +7,11 @@ from typing import Any
 from dinomed.adapters.export.run import REPORT_FILE as EXPORT_FILE
 from dinomed.adapters.inference.plan import ROWS_FILE, TABLE_FILE, read_plan
 from dinomed.apps.examine.datasets import some
-from dinomed.apps.examine.report import ArtefactReport
+from dinomed.apps.examine.report import ArtefactReport, read_mapping
 from dinomed.datasets.manifest import leaves_root
 from dinomed.datasets.scan.predictions import PLAN_FILE
 from dinomed.errors import DinomedError
-from dinomed.io.files import read_json, sha256_file
+from dinomed.io.files import sha256_file
 
 
 def examine_predictions(folder: Path) -> ArtefactReport:
@@ -45,7 +45,7 @@ def examine_result(folder: Path, kind: str, file: str, command: str) -> Artefact
         command: command that writes it, for the remedy.
     """
     report = ArtefactReport(str(folder), kind)
-    data = report.check(file, lambda: _read_mapping(folder / file), "a JSON report", _again(command))
+    data = report.check(file, lambda: read_mapping(folder / file), "a JSON report", _again(command))
     if data is not None:
         _add_facts(report, data)
     return report
@@ -72,7 +72,7 @@ def _add_export_files(report: ArtefactReport, folder: Path) -> None:
     remedy = f"copy the folder again, or {_again('export')}"
 
     def read() -> dict[str, Any]:
-        data = _read_mapping(folder / EXPORT_FILE)
+        data = read_mapping(folder / EXPORT_FILE)
         files = data.get("files")
         if not isinstance(files, dict) or any(leaves_root(name) or not isinstance(files[name], str) for name in files):
             raise DinomedError(f"{folder / EXPORT_FILE} is damaged: its files are no names with checksums")
@@ -94,13 +94,6 @@ def _add_export_files(report: ArtefactReport, folder: Path) -> None:
 
 def _again(command: str) -> str:
     return f"run `dinomed {command}` again with --overwrite"
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise DinomedError(f"{path} is damaged: it is no mapping")
-    return data
 
 
 def _add_facts(report: ArtefactReport, data: Mapping[str, Any]) -> None:

@@ -133,7 +133,7 @@ class Manifest:
 
     def take(self, indices: Sequence[int]) -> "Manifest":
         """Return the rows at `indices`, in that order."""
-        return replace(self, table=self.table.take(_array(indices, NUMBER)))
+        return replace(self, table=self.table.take(build_array(indices, NUMBER)))
 
     def select(self, **values: str) -> "Manifest":
         """Return the rows where each named column has this value: ``manifest.select(split="train")``."""
@@ -159,7 +159,7 @@ class Manifest:
 def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
     """Build a manifest of columns: known columns first, in the order of `KNOWN`, then the others as text."""
     names = [name for name in KNOWN if name in columns] + [name for name in columns if name not in KNOWN]
-    return Manifest(pa.table({name: _array(columns[name], _kind(name)) for name in names}), root)
+    return Manifest(pa.table({name: build_array(columns[name], _kind(name)) for name in names}), root)
 
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
@@ -169,7 +169,7 @@ def write_manifest(manifest: Manifest, path: str | Path) -> None:
     if path.suffix.lower() == ".csv":
         table = manifest.table
         if root != ".":
-            table = table.append_column("root", _array([root] * len(manifest), TEXT))
+            table = table.append_column("root", build_array([root] * len(manifest), TEXT))
         write_csv(path, table.column_names, zip(*(column.to_pylist() for column in table.columns), strict=True))
         return
     with replacing(path) as temporary:
@@ -233,7 +233,7 @@ def relative_root(root: Path, folder: Path) -> str:
         return root.resolve().as_posix()
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+def build_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Build an Arrow array without `pa.array`, which imports pandas (more than a second)."""
     if kind == NUMBER:
         return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, np.int64))])
@@ -290,7 +290,7 @@ def _read_csv_table(path: Path) -> tuple[pa.Table, str]:
     names, rows = read_csv(path)
     columns: dict[str, list[str | None]] = {name: [row[i] for row in rows] for i, name in enumerate(names)}
     roots = set(columns.pop("root", [])) if "sha256" in columns else set()
-    table = _typed(path, pa.table({name: _array(values, TEXT) for name, values in columns.items()}))
+    table = _typed(path, pa.table({name: build_array(values, TEXT) for name, values in columns.items()}))
     return table, _only_root(path, roots) or "."
 
 
@@ -332,7 +332,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     except pa.ArrowException:  # nested, or bytes
         values = column.to_pylist()
         return pa.chunked_array([
-            _array([None if value is None else json.dumps(value, default=str) for value in values], TEXT)
+            build_array([None if value is None else json.dumps(value, default=str) for value in values], TEXT)
         ])  # fmt: skip
 
 

@@ -106,6 +106,13 @@ def lps_to_ras(affine: np.ndarray) -> np.ndarray:
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def corner_voxels(shape: Sequence[int]) -> np.ndarray:
+    """Return the voxels at the eight corners of a grid with a 1 for affines, float64 (8, 4)."""
+    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], np.float64)
+    corners[:, :3] *= np.array(shape) - 1
+    return corners
+
+
 def voxel_places(grid: Grid, shape: Sequence[int], affine: np.ndarray) -> np.ndarray | None:
     """Return where the voxels of another grid lie in `grid`, if its voxels are voxels of `grid`.
 
@@ -119,9 +126,7 @@ def voxel_places(grid: Grid, shape: Sequence[int], affine: np.ndarray) -> np.nda
     """
     exact = (np.linalg.inv(grid.affine) @ affine)[:3]
     places = np.rint(exact)
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], np.float64)
-    corners[:, :3] *= np.array(shape) - 1
     is_reordering = (np.abs(places[:, :3]).sum(axis=0) == 1).all() and (np.abs(places[:, :3]).sum(axis=1) == 1).all()
-    if not is_reordering or np.abs((exact - places) @ corners.T).max() > MISALIGNED_VOXELS:
+    if not is_reordering or np.abs((exact - places) @ corner_voxels(shape).T).max() > MISALIGNED_VOXELS:
         return None
     return places.astype(np.int64)

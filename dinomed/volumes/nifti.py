@@ -19,7 +19,7 @@ from dinomed.images.bounds.tiff_samples import MAX_BYTES
 from dinomed.images.decode import first_bytes, open_regular, refusing
 from dinomed.io.files import replacing
 from dinomed.packages import installed_version
-from dinomed.volumes.geometry import MISALIGNED_VOXELS, Grid
+from dinomed.volumes.geometry import MISALIGNED_VOXELS, Grid, corner_voxels
 
 SUFFIXES = (".nii", ".nii.gz")
 INSTALL = "pip install 'dinomed[volumes]'"
@@ -170,9 +170,7 @@ def _contradiction(header: Any, affine: np.ndarray, shape: tuple[int, int, int])
         Grid(shape, other)
     except Exception:  # nibabel raises errors of several types for an impossible qform, which then is no second affine
         return None
-    corners = np.array([[*corner, 1] for corner in np.ndindex(2, 2, 2)], np.float64)
-    corners[:, :3] *= np.array(shape) - 1
-    shift = (other - affine) @ corners.T
+    shift = (other - affine) @ corner_voxels(shape).T
     if np.abs(np.linalg.solve(affine, shift)).max() <= MISALIGNED_VOXELS:
         return None
     codes = f"sform (code {int(header['sform_code'])}) and qform (code {int(header['qform_code'])})"

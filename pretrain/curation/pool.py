@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dinomed.datasets.manifest import TYPES, Manifest
+from dinomed.datasets.manifest import TEXT, TYPES, Manifest, build_array
 from dinomed.errors import UsageError
 
 HELD_OUT = ("val", "test")
@@ -156,7 +156,7 @@ def _rebased(manifest: Manifest, root: Path) -> Manifest:
     for name in ("image", "mask"):
         if name in table.column_names:
             values = [None if value is None else prefix + value for value in table[name].to_pylist()]
-            table = table.set_column(table.column_names.index(name), name, _text(values))
+            table = table.set_column(table.column_names.index(name), name, build_array(values, TEXT))
     return Manifest(table, root, decoded=manifest.decoded)
 
 
@@ -173,9 +173,3 @@ def _joined(parts: Sequence[Manifest]) -> Manifest:
     partial = [name for name in TYPES if name in table.column_names and table[name].null_count]
     decoded = all(part.decoded for part in parts)
     return Manifest(table.drop_columns(partial), parts[0].root, decoded=decoded)
-
-
-def _text(values: Sequence[str | None]) -> pa.Array:
-    builder = pa.lib.StringBuilder()
-    builder.append_values(values)
-    return builder.finish()

@@ -1,6 +1,5 @@
 """Shared context of a curation run."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dinomed.io.files import append_text, to_json
 from dinomed.log import logger
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.stage import StageRunner
@@ -49,5 +49,4 @@ class CurationContext(StageRunner):
         yield
         line = {"stage": stage, "seconds": round(time.monotonic() - began, 3), "images": images}
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / TIMINGS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_text(self.folder / TIMINGS, to_json(line) + "\n")
