@@ -201,8 +201,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         keys = name.strip().split(".")
         if not equals or not all(keys):
-            raise UsageError(f"--set {text!r}: expected a.b=value")
-        nested: Any = parse_yaml(value, f"--set {text}")
+            raise UsageError(f"`settings=['{text}']`: expected a.b=value")
+        nested: Any = parse_yaml(value, f"`settings=['{text}']`")
         for key in reversed(keys):
             nested = {key: nested}
         out = merge(out, nested)
@@ -243,7 +243,7 @@ def load_config(cls: type[C], path: str | Path | None, overrides: Iterable[str] 
     overrides = list(overrides)
     if overrides:
         data = merge(data, parse_overrides(overrides))
-        source += " with --set"
+        source += " with `settings`"
     return build_config(cls, data, source)
 
 

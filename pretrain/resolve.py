@@ -93,7 +93,7 @@ def resolve_config(
     resolved = fit_to_initialisation(config, initialisation)
     by_features, teacher_of_run = config.distill.method == "features", None
     if teacher is None and by_features:
-        raise UsageError("distill.method=features needs a teacher; use dinomed distill --teacher, or method: heads")
+        raise UsageError("distill.method=features needs a `teacher`; use `dinomed distill`, or method: heads")
     if not by_features and (config.distill.mean is not None or config.distill.std is not None):
         raise UsageError(
             "`mean` and `std` are for a teacher whose files name none, with distill.method=features; a run records its "

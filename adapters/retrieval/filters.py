@@ -76,7 +76,7 @@ def parse_conditions(texts: Iterable[str]) -> list[Condition]:
     for text in texts:
         match = _FORM.fullmatch(text)
         if match is None or not match[3]:
-            raise UsageError(f"--where {text!r}: expected COLUMN=VALUE, such as sex=male (or !=, <, <=, >, >=)")
+            raise UsageError(f"`where={text}`: expected COLUMN=VALUE, such as sex=male (or !=, <, <=, >, >=)")
         conditions.append(Condition(*match.groups()))
     return conditions
 

@@ -135,6 +135,7 @@ def scan(
 def summarize(result: "ScanResult") -> dict[str, Any]:
     """Return the counts of a scan, as ``--json`` prints them."""
     from dinomed.datasets.splits import SPLITS
+    from dinomed.log import translate_options
 
     manifest = result.manifest
     used_splits = [name for name in SPLITS if manifest.has("split") and name in manifest.column("split")]
@@ -146,8 +147,8 @@ def summarize(result: "ScanResult") -> dict[str, Any]:
         "unreadable": len(result.unreadable),
         "formats": _tally(manifest.column("format")),
         "fingerprint": manifest.fingerprint,
-        "warnings": result.warnings,
-        "notes": [*result.notes, RESEARCH_USE],
+        "warnings": list(map(translate_options, result.warnings)),
+        "notes": [*map(translate_options, result.notes), RESEARCH_USE],
     }
 
 

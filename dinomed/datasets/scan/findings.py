@@ -43,7 +43,7 @@ def check_masks(facts: list[Facts]) -> None:
     if bad and len(bad) == len(with_mask):
         raise UsageError(
             f"none of the {len(bad)} masks can be used ({bad[0].mask}: {bad[0].mask_problem}); "
-            "scan without masks with --mask none"
+            "scan without masks with `mask=none`"
         )
     described = [(f.mask, [Segment(*part) for part in f.segments]) for f in with_mask if f.mask and f.segments]
     contradiction = find_contradiction(described)
@@ -62,7 +62,7 @@ def warn_doubtful(doubtful: Mapping[str, str]) -> list[str]:
     return [
         f"{count(len(doubtful), 'mask')} not used, because the image with the same name may be another image; "
         f"the first is {mask}: {reason}. "
-        "Name the mask of each image in a CSV (--labels, column mask)"
+        "Name the mask of each image in a CSV (`labels`, column mask)"
     ]
 
 
@@ -103,7 +103,7 @@ def check_readable(folder: Path, readable: int, refused: Sequence[tuple[str, str
         path, reason = refused[0]
         raise DinomedError(
             f"{len(refused):,} of {len(refused) + readable:,} files of {folder} cannot be read, the first is {path}: "
-            f"{reason}; check the folder, or scan the other files with dinomed scan --allow-unreadable"
+            f"{reason}; check the folder, or scan the other files: `dinomed scan` with `allow_unreadable=True`"
         )
 
 
@@ -148,7 +148,7 @@ def notes(
     """Return notes about facts that need no action."""
     lines = list(table.notes)
     if table.path is None and (tables := sorted(path.name for path in folder.glob("*.csv"))):
-        lines.append(f"{tables[0]} is in the folder and is not used; use it with --labels {tables[0]}")
+        lines.append(f"{tables[0]} is in the folder and is not used; use it with `labels={tables[0]}`")
     if table.path is not None and (num_missing := sum(image not in table.rows for image in columns["image"])):
         lines.append(f"{count(num_missing, 'image')} not in {table.path.name}; kept without a label")
     if "split" in columns and (num_missing := columns["split"].count(None)):

@@ -208,8 +208,8 @@ def add_frame_columns(
     ]
     count = len(set(alone.values()))
     return [] if count < 2 else [
-        f"{count:,} videos are groups of their own; if a patient has several, name the patients in a table (--labels, "
-        "--group)"
+        f"{count:,} videos are groups of their own; if a patient has several, name the patients in a table (`labels`, "
+        "`group`)"
     ]  # fmt: skip
 
 

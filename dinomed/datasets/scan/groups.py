@@ -66,7 +66,7 @@ def replace_groups(columns: dict[str, list[Any]], key: bytes | None, keep_ids: b
         return ["groups are replaced by keyed hashes (HMAC-SHA256); keep the key where patients are known"]
     columns["group"] = number_groups(columns["image"], groups, columns["sha256"])
     return [
-        f"groups are numbered, such as {next(filter(None, columns['group']))}; --keep-ids keeps them as written, "
+        f"groups are numbered, such as {next(filter(None, columns['group']))}; `keep_ids=True` keeps them as written, "
         "except Patient IDs"
     ]
 

@@ -112,7 +112,7 @@ def read_labels(
     left_out = [name for name in free if columns[name] is None]
     if left_out:
         out.notes.append(
-            f"columns of {path.name} that are not kept: {', '.join(left_out)}; keep one with --keep COLUMN, if it "
+            f"columns of {path.name} that are not kept: {', '.join(left_out)}; keep one with `keep=COLUMN`, if it "
             "identifies nobody"
         )
     values_by_name = {name: values for name, values in columns.items() if values is not None}
@@ -123,7 +123,7 @@ def read_labels(
     ):
         out.notes.append(
             f"column {group_like[0]!r} may be a group; to keep all images of a group in one split, use "
-            f"--group {group_like[0]}"
+            f"`group={group_like[0]}`"
         )
     groups = _files_or_texts([row[index[sources["group"]]] for row in rows], search) if "group" in sources else []
     out.columns = [*sources, *values_by_name]
@@ -162,8 +162,8 @@ def _sources(path: Path, names: list[str], image_column: str, roles: dict[str, s
     columns_by_role = {"image": image_column} | {role: roles[role] for role in ROLES}
     for role, name in columns_by_role.items():
         if name not in names and (role == "image" or name not in (None, NONE)):
-            option = "--image-column" if role == "image" else f"--{role}"
-            raise UsageError(f"{path} has no column {name!r} ({option}){did_you_mean(str(name), names)}")
+            argument = "image_column" if role == "image" else role
+            raise UsageError(f"{path} has no column {name!r} (`{argument}`){did_you_mean(str(name), names)}")
     taken = {
         role: name
         for role in ROLES
@@ -182,7 +182,7 @@ def _split(path: Path, number: int, word: str) -> str:
     if split is None:
         raise UsageError(
             f"{path}, row {number}: split {word!r} is not train, val or test; correct it, or make new splits "
-            "with --split none"
+            "with `split=none`"
         )
     return split
 
@@ -237,9 +237,9 @@ def _check_keep(path: Path, keep: Sequence[str], names: Sequence[str], keep_ids:
     """Raise a `UsageError` for a column of `keep` that does not exist or that needs `keep_ids`."""
     for name in keep:
         if name not in names:
-            raise UsageError(f"{path} has no column {name!r} (--keep){did_you_mean(name, names)}")
+            raise UsageError(f"{path} has no column {name!r} (`keep`){did_you_mean(name, names)}")
         if is_personal(name) and not keep_ids:
-            raise UsageError(f"--keep {name}: a column of this name may identify patients; add --keep-ids to keep it")
+            raise UsageError(f"`keep={name}`: a column of this name may identify patients; `keep_ids=True` keeps it")
 
 
 def _read_column(name: str, cells: Sequence[str | None], search: "FileSearch", keep: bool) -> list[str | None] | None:

@@ -229,7 +229,7 @@ def scan(
         notes=[
             *(
                 f"{place} holds a prediction of `dinomed predict` ({len(inside):,} images) and is ignored; "
-                "to train on its masks, name them in a CSV (--labels, column mask)"
+                "to train on its masks, name them in a CSV (`labels`, column mask)"
                 for place, inside in predicted.items()
             ),
             *notes(
@@ -269,9 +269,9 @@ def _table_path(
         return find_labels(labels, folder)
     for role, name in roles.items():
         if name not in (None, NONE):
-            raise UsageError(f"--{role} {name} is a column of a CSV; name the CSV with --labels")
+            raise UsageError(f"`{role}={name}` is a column of a CSV; name the CSV with `labels`")
     if keep:
-        raise UsageError(f"--keep {keep[0]} is a column of a CSV; name the CSV with --labels")
+        raise UsageError(f"`keep={keep[0]}` is a column of a CSV; name the CSV with `labels`")
     return None
 
 
@@ -311,7 +311,7 @@ def _class_folders(folder: Path, images: list[str]) -> list[str | None]:
     """Return the class of each image by its folder."""
     classes = classes_of(images)
     if not classes:
-        raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give a CSV, or leave out --labels")
+        raise UsageError(f"{folder} has no class folders (FOLDER/CLASS/image); give a CSV, or leave out `labels`")
     return [classes.get(image) for image in images]
 
 

@@ -98,7 +98,7 @@ class _Walker:
         if not os.path.exists(target):
             self.refused.append((link, "broken link"))
         elif not self.follow_links and os.path.commonpath([target, self.top]) != self.top:
-            self.refused.append((link, "link out of the folder; follow such links with --follow-links"))
+            self.refused.append((link, "link out of the folder; follow such links with `follow_links=True`"))
         elif os.path.isdir(target) or os.path.isfile(target):
             self._add(link, target, os.path.isdir(target))
 

@@ -91,6 +91,44 @@ def test_no_error_of_a_python_function_names_an_option(path: Path) -> None:
     assert options == []
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("dinomed/config.py", "adapters/retrieval/filters.py", "pretrain/resolve.py"),
+        *(f"dinomed/datasets/scan/{path.name}" for path in sorted((ROOT / "dinomed/datasets/scan").glob("*.py"))),
+    ],
+)
+def test_no_message_of_the_core_names_an_option_outside_of_a_command(path: str) -> None:
+    """Notes and warnings too; a whole command, such as ``dinomed scan FOLDER --videos``, has its options."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    described = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [
+        "".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and node not in described)
+    ]
+    wrong = [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text) and "dinomed " not in text]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: dinomed.scan(ROOT / "docs", keep=["age"]),
+            "`keep=age` is a column of a CSV; name the CSV with `labels`",
+        ),
+        (lambda: dinomed.scan(ROOT / "docs", group="patient"), "`group=patient` is a column of a CSV"),
+        (lambda: dinomed.resolve_config("pretrain", settings=["run"]), "`settings=['run']`: expected a.b=value"),
+        (lambda: dinomed.resolve_config("pretrain", settings=["run.steps=x"]), "config with `settings`: run.steps"),
+    ],
+)
+def test_a_message_of_the_core_names_the_argument(call, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        call()
+    assert "--" not in str(caught.value)
+
+
 # command -> its function, and the options that only the command has
 FUNCTIONS = {
     "doctor": ("doctor", set()),

@@ -57,11 +57,11 @@ def test_wrong_columns_are_named_with_the_nearest(folder: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=rf"no column '{value}' \(--{option}\); did you mean '{nearest}'"):
             scan(folder, "labels.csv", **{option: value})
-    with pytest.raises(UsageError, match=r"no column 'picture' \(--image-column\)"):
+    with pytest.raises(UsageError, match=r"no column 'picture' \(`image_column`\)"):
         scan(folder, "labels.csv", image_column="picture")
     with pytest.raises(UsageError, match=r"labels other\.csv does not exist"):
         scan(folder, "other.csv")
-    with pytest.raises(UsageError, match="name the CSV with --labels"):
+    with pytest.raises(UsageError, match="name the CSV with `labels`"):
         scan(folder, group="lesion_id")
 
 
@@ -79,8 +79,8 @@ def test_an_image_in_two_rows_is_refused(folder: Path, edit: Callable[..., Any])
 
 
 def test_a_column_that_looks_like_a_group_is_pointed_at(folder: Path) -> None:
-    assert any("--group lesion_id" in note for note in scan(folder, "labels.csv").notes)
-    assert not any("--group" in note for note in scan(folder, "labels.csv", group="none").notes)
+    assert any("`group=lesion_id`" in note for note in scan(folder, "labels.csv").notes)
+    assert not any("`group" in note for note in scan(folder, "labels.csv", group="none").notes)
 
 
 def test_blanks_around_cells_make_no_other_class_or_group(folder: Path, edit: Callable[..., Any]) -> None:
@@ -262,11 +262,11 @@ def test_only_listed_columns_are_kept(folder: Path) -> None:
         "columns of labels.csv that are not kept: lesion_id, age, pid, MRN, Geburtsdatum; keep one with --keep COLUMN, "
         "if it identifies nobody"
     ) in result.notes
-    with pytest.raises(UsageError, match=r"--keep MRN: .*; add --keep-ids"):
+    with pytest.raises(UsageError, match=r"`keep=MRN`: .*; `keep_ids=True` keeps it"):
         scan(folder, "labels.csv", keep=["MRN"])
-    with pytest.raises(UsageError, match=r"no column 'sx' \(--keep\); did you mean 'sex'"):
+    with pytest.raises(UsageError, match=r"no column 'sx' \(`keep`\); did you mean 'sex'"):
         scan(folder, "labels.csv", keep=["sx"])
-    with pytest.raises(UsageError, match="--keep sex is a column of a CSV"):
+    with pytest.raises(UsageError, match="`keep=sex` is a column of a CSV"):
         scan(folder, keep=["sex"])
     kept = scan(folder, "labels.csv", keep=["MRN"], keep_ids=True)
     assert kept.manifest.column("MRN")[3] == "M3"
@@ -292,7 +292,7 @@ def test_groups_become_numbers(folder: Path, edit: Callable[..., Any]) -> None:
     assert len({group[:5] for group in groups}) == 1
     assert sorted({group[5:] for group in groups}) == ["1", "2", "3", "4", "5", "6"]
     assert [groups[i] == groups[i + 1] for i in range(2, 10, 2)] == [True] * 4
-    assert any("--keep-ids keeps them as written" in note for note in result.notes)
+    assert any("`keep_ids=True` keeps them as written" in note for note in result.notes)
     assert any("counted as different: row 2 and row 3;" in line for line in result.warnings)
     assert "L0" not in str([*result.warnings, *result.notes, result.manifest.table.to_pydict()])
     as_written = scan(folder, "labels.csv", group="patient", keep_ids=True).manifest

@@ -65,7 +65,7 @@ def test_one_bad_mask_is_listed_all_bad_masks_are_refused(folder: Path, cells: C
     assert "1 mask of 10 cannot be used" in result.warnings[0]
     for i in range(10):
         spoil(i)
-    with pytest.raises(UsageError, match=r"none of the 10 masks can be used.*--mask none"):
+    with pytest.raises(UsageError, match=r"none of the 10 masks can be used.*`mask=none`"):
         scan(folder, "labels.csv")
     assert not scan(folder, "labels.csv", mask="none").manifest.has("mask")
 
@@ -75,7 +75,7 @@ def test_without_a_csv_masks_are_found_by_name(folder: Path, cells: Callable[...
     assert len(result.manifest) == 10
     assert cells(result, "mask")["images/3.png"] == "masks/3.png"
     assert not result.manifest.has("label")
-    assert "labels.csv is in the folder and is not used; use it with --labels labels.csv" in result.notes
+    assert "labels.csv is in the folder and is not used; use it with `labels=labels.csv`" in result.notes
 
 
 def test_uncertain_masks_are_reported_and_not_used(

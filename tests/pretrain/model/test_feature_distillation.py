@@ -199,7 +199,7 @@ def test_a_dry_run_estimates_a_released_teacher_without_its_weights(tiny: Tiny, 
 
 
 def test_features_need_a_teacher_and_a_weight(tiny: Tiny, pictures: Path) -> None:
-    with pytest.raises(UsageError, match="needs a teacher"):
+    with pytest.raises(UsageError, match="needs a `teacher`"):
         resolve_config(tiny(distill=FEATURES), pictures)
     with pytest.raises(UsageError, match="set at least one above 0"):
         tiny(distill={**FEATURES, "class_weight": 0, "patch_weight": 0})
