@@ -20,15 +20,14 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import Adapter
 from dinomed.adapters.fitting.build import scaled_size
-from dinomed.adapters.predictor import Predictor, Size
+from dinomed.adapters.inference.native_size import NativeSizePredictor, resize_to_input
+from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord, parse_usage
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
 from dinomed.features.compute import Features
 from dinomed.features.finite import NotFiniteError, check_finite
-from dinomed.images.intensity import match_channels
 
 
 class Views(Config):
@@ -61,24 +60,7 @@ def views_of(usage: dict[str, Any]) -> Views:
     return parse_usage(Views, usage.get("views") or {}, "views")
 
 
-class UnchangedPixels(Preprocessing):
-    """Reads images as the adapter's preprocessing, without a change of size or values: (channels, height, width)."""
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(match_channels(image, self.channels))).permute(2, 0, 1)
-
-
-def resize_to_input(backbone: FrozenBackbone, image: Tensor, scale: float) -> Tensor:
-    """Resize an image of `UnchangedPixels` as for the backbone times `scale`, in whole patches, and normalise it.
-
-    Returns:
-        (1, channels, height, width).
-    """
-    scaled = backbone.preprocessing.model_copy(update={"image_size": scaled_size(backbone, scale)})
-    return scaled(image.permute(1, 2, 0).numpy())[None]
-
-
-class DensePredictor(Predictor):
+class DensePredictor(NativeSizePredictor):
     """Predicts maps (channels, H, W) at the size of each image."""
 
     exclusive: bool = False
@@ -86,18 +68,12 @@ class DensePredictor(Predictor):
     export_note = "one pass over the whole image; test-time flips and windows of dinomed are not included"
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone, views: Views) -> None:
-        super().__init__(record, adapter, backbone)
+        super().__init__(record, adapter, backbone, native=views.native)
         self.views = views
-        self.batch_size = 1 if views.native else Predictor.batch_size
-        self._native = UnchangedPixels(**backbone.preprocessing.model_dump())
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self._native if self.views.native else self.backbone.preprocessing
 
     @property
     def shares_pass(self) -> bool:
-        return not self.views.native and not self.views.flips and self.adapter.one_pass
+        return super().shares_pass and not self.views.flips and self.adapter.one_pass
 
     @property
     def export_refusal(self) -> str:
@@ -158,11 +134,6 @@ class DensePredictor(Predictor):
     def reference_outputs(self, pixels: Tensor) -> Tensor:
         return self.activate(interpolate(self.logits(pixels), pixels.shape[-2:], mode="bilinear")).cpu()
 
-    def _whole_square(self, pixels: Tensor) -> Tensor:
-        if not self.views.native:
-            return pixels
-        return torch.cat([resize_to_input(self.backbone, image, 1.0) for image in pixels])
-
     @property
     def _several(self) -> bool:
         return self.views.flips or self.views.scales != (1.0,) or not self.adapter.one_pass
@@ -175,7 +146,7 @@ class DensePredictor(Predictor):
         """Return the maps of all sizes and mirror images, fused by the head (`Adapter.fuse`)."""
         maps: list[np.ndarray] = []
         for scale in self.views.scales:
-            pixels = resize_to_input(self.backbone, image, scale) if self.views.native else image[None]
+            pixels = resize_to_input(self.backbone, image, scale) if self.native else image[None]
             side = scaled_size(self.backbone, scale)
             for mirrored in (False, True) if self.views.flips else (False,):
                 parts = self._probe_logits(pixels.flip(-1) if mirrored else pixels)

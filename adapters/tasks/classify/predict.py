@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dinomed.adapters.adapter import Adapter
-from dinomed.adapters.inference.dense import UnchangedPixels, resize_to_input
 from dinomed.adapters.inference.ensemble.head import EnsembleHead
-from dinomed.adapters.predictor import Predictor, Size
+from dinomed.adapters.inference.native_size import NativeSizePredictor, resize_to_input
+from dinomed.adapters.predictor import Size
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.tasks.classify.answer import DECIMALS, answer_from, join_sizes, mean_logits
 from dinomed.adapters.tasks.classify.groups import Groups, pool_members
 from dinomed.backbones.frozen import FrozenBackbone
-from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.errors import DinomedError
 from dinomed.features.compute import Features, compute_features
 from dinomed.features.finite import check_finite, naming
@@ -71,31 +70,20 @@ class ClassProbabilities(dict[str, float]):
         self.confidence, self.prediction_set = confidence, prediction_set
 
 
-class ClassifyPredictor(Predictor):
+class ClassifyPredictor(NativeSizePredictor):
     """Predicts calibrated probabilities of classes, or of labels that may occur together (`answer.multilabel`)."""
 
     def __init__(self, record: AdapterRecord, adapter: Adapter, backbone: FrozenBackbone) -> None:
-        super().__init__(record, adapter, backbone)
-        self.answer = answer_from(record)
-        self.unit, self.abstention = self.answer.unit, self.answer.abstention
-        self._several_sizes = self.answer.scales != (1.0,)
-        self._native = UnchangedPixels(**backbone.preprocessing.model_dump())
-        self.batch_size = 1 if self._several_sizes else Predictor.batch_size
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self._native if self._several_sizes else self.backbone.preprocessing
-
-    @property
-    def shares_pass(self) -> bool:
-        return not self._several_sizes
+        answer = answer_from(record)
+        super().__init__(record, adapter, backbone, native=answer.scales != (1.0,))
+        self.answer, self.unit, self.abstention = answer, answer.unit, answer.abstention
 
     @property
     def export_refusal(self) -> str:
-        return "it reads the image at several sizes (scales)" if self._several_sizes else ""
+        return "it reads the image at several sizes (scales)" if self.native else ""
 
     def _features(self, pixels: Tensor) -> Features:
-        if not self._several_sizes:
+        if not self.native:
             return super()._features(pixels)
         blocks, scales = self.feature_spec.blocks, self.answer.scales
         parts = []
@@ -105,11 +93,6 @@ class ClassifyPredictor(Predictor):
             parts.append(compute_features(self.backbone, images, blocks, patches))
         whole = next((part.patches for part in parts if part.patches is not None), None)
         return replace(join_sizes(parts, len(blocks)), patches=whole)
-
-    def _whole_square(self, pixels: Tensor) -> Tensor:
-        if not self._several_sizes:
-            return pixels
-        return torch.cat([resize_to_input(self.backbone, image, 1.0) for image in pixels])
 
     def probabilities(self, image: np.ndarray) -> dict[str, float]:
         """Return the probability of each class for an image, uint8 (H, W, channels).
