@@ -1,24 +1,19 @@
 """Writing of the slices of volumes: PNG files, their manifest, and the geometry of the volumes."""
 
-import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.groups import number_groups
-from dinomed.datasets.written import earlier_pictures
+from dinomed.datasets.written import WrittenPictures, earlier_pictures, encode_png
 from dinomed.errors import DinomedError
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.dicom.patient import PATIENT, STUDY, known_patients
-from dinomed.images.intensity import SEPARATE_CHANNELS
 from dinomed.io.files import write_json
 from dinomed.io.output_folder import open_output_folder
 from dinomed.io.pseudonyms import content_identifier, file_groups, file_pseudonyms, pseudonym
@@ -77,22 +72,11 @@ class SlicesResult:
 
 
 @dataclass
-class _Tables:
-    """The rows of the manifest and the records of the volumes while they grow, and what masks text in slices."""
+class _Tables(WrittenPictures):
+    """The slices, and the records and names of their volumes."""
 
-    text_mask: TextMask | None = None
-    columns: dict[str, list[Any]] = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
     volumes: dict[str, str] = field(default_factory=dict)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-
-    def add_row(self, **values: Any) -> None:
-        for name, value in values.items():
-            self.columns.setdefault(name, []).append(value)
-
-    def report(self, path: str | Path, reason: str) -> None:
-        logger.warning(f"{path}: {reason}")
-        self.problems.append((str(path), reason))
 
 
 @dataclass(frozen=True)
@@ -135,7 +119,7 @@ def write_slices(
         UsageError: `out` is in use, or with a `key` two volumes are the same.
         DinomedError: no volume can be read, or nothing can be written.
     """
-    out, tables = Path(out), _Tables(text_mask)
+    out, tables = Path(out), _Tables(text_mask, separate=True)
     with open_output_folder(out, marker=VOLUMES_FILE, overwrite=overwrite) as stage:
         earlier = _earlier_files(out)
         for path, reason in search.problems:
@@ -209,25 +193,16 @@ def _write_volume(
     (stage / names.volume).mkdir()
     with bar(f"slices of {names.volume}", len(slices)) as progress:
         for number in range(len(slices)):
-            pixels = draw_slice(slices, number, windows, settings.neighbours)
-            cells = {}
-            if tables.text_mask is not None:
-                pixels, regions = tables.text_mask.count(pixels, separate=True)
-                cells = {MASKED_COLUMN: str(regions)}
             name = slice_name(names.volume, number)
-            content = _png(pixels)
-            (stage / name).write_bytes(content)
             if labels is not None:
                 (stage / _MASKS / name).parent.mkdir(parents=True, exist_ok=True)
-                (stage / _MASKS / name).write_bytes(_png(labels[number]))
-            tables.add_row(
-                image=name, sha256=hashlib.sha256(content).hexdigest(), width=pixels.shape[1], height=pixels.shape[0],
-                mode="L" if pixels.ndim == 2 else "RGB", format="PNG", bytes=len(content),
-                channels=1 if pixels.ndim == 2 else 3, bits=8, group=names.group,
-                mask=None if labels is None else f"{_MASKS}/{name}", volume=names.volume, slice=str(number),
-                spacing_slices_mm=spacing[0], spacing_rows_mm=spacing[1], spacing_columns_mm=spacing[2],
-                study=names.study, modality=modality, **cells,
-            )  # fmt: skip
+                (stage / _MASKS / name).write_bytes(encode_png(labels[number]))
+            cells = {
+                "group": names.group, "mask": None if labels is None else f"{_MASKS}/{name}", "volume": names.volume,
+                "slice": str(number), "spacing_slices_mm": spacing[0], "spacing_rows_mm": spacing[1],
+                "spacing_columns_mm": spacing[2], "study": names.study, "modality": modality,
+            }  # fmt: skip
+            tables.write(stage, name, draw_slice(slices, number, windows, settings.neighbours), cells)
             progress.advance()
     tables.records[names.volume] = record_of(volume)
     tables.volumes[str(source.path)] = names.volume
@@ -289,14 +264,6 @@ def draw_slice(slices: np.ndarray, number: int, windows: Sequence[Window], neigh
     if len(channels) == 1:
         return channels[0]
     return np.stack([channels[min(index, len(channels) - 1)] for index in range(3)], axis=-1)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file, info = io.BytesIO(), PngInfo()
-    if pixels.ndim == 3:
-        info.add_text(SEPARATE_CHANNELS, "1")
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", compress_level=3, pnginfo=info)
-    return file.getvalue()
 
 
 def _earlier_files(out: Path) -> list[str]:

@@ -1,19 +1,15 @@
 """Writing of selected frames: PNG files, their manifest, and the table of the frames that were dropped."""
 
-import hashlib
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dinomed.burned_in_text.mask import MASKED_COLUMN, TextMask
+from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.tables import write_csv
-from dinomed.datasets.written import earlier_pictures
+from dinomed.datasets.written import WrittenPictures, earlier_pictures
 from dinomed.errors import DinomedError, UsageError
 from dinomed.images.decode import UnreadableImage
 from dinomed.io.output_folder import open_output_folder
@@ -54,21 +50,10 @@ class FramesResult:
 
 
 @dataclass
-class _Rows:
-    """The rows of both tables while they grow, and what masks text in the frames."""
+class _Frames(WrittenPictures):
+    """The frames that are kept, and the rows of the table of dropped ones."""
 
-    mask: TextMask | None = None
-    kept: dict[str, list[Any]] = field(default_factory=dict)
     dropped: list[tuple[Any, ...]] = field(default_factory=list)
-    problems: list[tuple[str, str]] = field(default_factory=list)
-
-    def keep(self, **values: Any) -> None:
-        for name, value in values.items():
-            self.kept.setdefault(name, []).append(value)
-
-    def report(self, path: Path, reason: str) -> None:
-        logger.warning(f"{path}: {reason}")
-        self.problems.append((str(path), reason))
 
 
 def write_frames(
@@ -98,19 +83,19 @@ def write_frames(
         UsageError: `out` is in use, or no frame is kept.
         DinomedError: no video can be read, or nothing can be written.
     """
-    out, rows = Path(out), _Rows(mask)
+    out, rows = Path(out), _Frames(mask)
     with open_output_folder(out, marker=DROPPED_FILE, overwrite=overwrite) as stage:
         earlier = earlier_pictures(out, (MANIFEST_FILE, DROPPED_FILE), "video", "frame", 6, "time_s", "frames")
         groups = [patient or name for name, patient in zip(names, patients, strict=True)]
         for path, name, group in zip(videos, names, groups, strict=True):
             _write_video(path, name, group, stage, config, rows)
-        if not rows.kept:
+        if not rows.columns:
             _raise_nothing(videos, rows)
         write_csv(stage / DROPPED_FILE, _DROPPED_COLUMNS, rows.dropped)
-        manifest = build_manifest(rows.kept, stage)
+        manifest = build_manifest(rows.columns, stage)
         write_manifest(manifest, stage / MANIFEST_FILE)
         tables = [MANIFEST_FILE, DROPPED_FILE]
-        publish(stage, out, [*rows.kept["image"], *tables], remove=[DROPPED_FILE, MANIFEST_FILE, *earlier])
+        publish(stage, out, [*rows.columns["image"], *tables], remove=[DROPPED_FILE, MANIFEST_FILE, *earlier])
     counts = Counter(reason.split(" of frame ")[0] for *_, reason in rows.dropped)
     manifest = read_manifest(out / MANIFEST_FILE)
     named, grouped = (dict(zip(map(str, videos), values, strict=True)) for values in (names, groups))
@@ -119,7 +104,7 @@ def write_frames(
     )
 
 
-def _write_video(path: Path, name: str, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+def _write_video(path: Path, name: str, group: str, stage: Path, config: FrameConfig, rows: _Frames) -> None:
     """Write the selected frames of a video, as far as it can be read, and add its rows."""
     try:
         video = Video(path)
@@ -137,7 +122,7 @@ def _write_video(path: Path, name: str, group: str, stage: Path, config: FrameCo
         rows.report(path, video.facts.problem)
 
 
-def _write_selected(video: Video, folder: str, group: str, stage: Path, config: FrameConfig, rows: _Rows) -> None:
+def _write_selected(video: Video, folder: str, group: str, stage: Path, config: FrameConfig, rows: _Frames) -> None:
     """Write the selected frames of a video, and add a row for each kept or dropped one."""
     (stage / folder).mkdir(exist_ok=True)
     with bar(f"frames of {folder}", video.facts.frames) as progress:
@@ -149,22 +134,11 @@ def _write_selected(video: Video, folder: str, group: str, stage: Path, config: 
             if judged.reason is not None:
                 rows.dropped.append((folder, frame.number, time_s, judged.reason))
                 continue
-            name, file = f"{folder}/{frame.number:06}.png", io.BytesIO()
-            pixels, cells = frame.pixels, {}
-            if rows.mask is not None:
-                pixels, regions = rows.mask.count(frame.pixels)
-                cells = {MASKED_COLUMN: str(regions)}
-            Image.fromarray(pixels).save(file, "PNG", compress_level=3)
-            content = file.getvalue()
-            (stage / name).write_bytes(content)
-            rows.keep(
-                image=name, sha256=hashlib.sha256(content).hexdigest(), width=frame.pixels.shape[1],
-                height=frame.pixels.shape[0], mode="RGB", format="PNG", bytes=len(content), channels=3, bits=8,
-                group=group, video=folder, frame=str(frame.number), time_s=time_s, **cells,
-            )  # fmt: skip
+            cells = {"group": group, "video": folder, "frame": str(frame.number), "time_s": time_s}
+            rows.write(stage, f"{folder}/{frame.number:06}.png", frame.pixels, cells)
 
 
-def _raise_nothing(videos: Sequence[Path], rows: _Rows) -> None:
+def _raise_nothing(videos: Sequence[Path], rows: _Frames) -> None:
     if rows.problems and all(time_s is None for _, _, time_s, _ in rows.dropped):  # no frame was decoded
         path, reason = rows.problems[0]
         raise DinomedError(f"none of {len(videos)} videos can be read (the first: {path}: {reason})")
