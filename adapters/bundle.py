@@ -31,7 +31,7 @@ from dinomed.adapters.reference import refer_to
 from dinomed.adapters.training_images import FamiliarityCheck, TrainingHashes, training_hashes_from_tensors
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import DinomedError, MissingFileError, UsageError
 from dinomed.features.familiarity.reference import TrainingReference, reference_from_tensors
 from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.io.output_folder import STAGE, open_output_folder
@@ -195,7 +195,7 @@ def read_record(folder: str | Path) -> AdapterRecord:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         if (folder / RECORD_FILE).exists():
-            raise DinomedError(f"{path} is missing; copy the whole folder of the adapter, or train again")
+            raise MissingFileError(f"{path} is missing; copy the whole folder of the adapter, or train again")
         raise UsageError(
             f"{folder} holds no adapter yet; its training did not finish, run it again"
             if (folder / STAGE).is_dir()

@@ -13,7 +13,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.variants import VARIANTS
 from dinomed.datasets.manifest import relative_root
-from dinomed.errors import DinomedError, UsageError
+from dinomed.errors import MissingFileError, UsageError
 
 
 def find_backbone(
@@ -39,7 +39,7 @@ def find_backbone(
         remedy: what makes `folder` anew, for messages.
 
     Raises:
-        DinomedError: the backbone is missing.
+        MissingFileError: the backbone is missing.
         UsageError: its fingerprint is another one; both are named.
     """
     place: Path | None
@@ -50,7 +50,7 @@ def find_backbone(
         relative = reference.path or reference.weights
         place = None if relative is None else Path(os.path.normpath(Path(folder) / relative))
         if place is not None and not os.path.exists(place):  # `Path.exists` raises for a name that is too long
-            raise DinomedError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
+            raise MissingFileError(f"the backbone of {kind} {folder} is not at {place}; say where: `backbone=PATH`")
         name, place = (str(place), None) if reference.path else (reference.name, place)
     stated: dict[str, Any] = {} if reference.mean is None else {"mean": reference.mean, "std": reference.std}
     square = {"image_size": preprocessing.image_size, "aspect": preprocessing.aspect}

@@ -37,6 +37,14 @@ class UsageError(DinomedError):
     exit_code = 2
 
 
+class MissingFileError(DinomedError):
+    """A file or a folder that is needed is not there."""
+
+
+class MissingInputError(MissingFileError, UsageError):
+    """A file or a folder that the request names is not there (exit code 2)."""
+
+
 def _shorten(text: str) -> str:
     if len(text) <= MAX_MESSAGE:
         return text

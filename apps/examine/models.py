@@ -19,7 +19,7 @@ from dinomed.backbones.load import load_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import parse_yaml
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, MissingFileError
 from dinomed.io.checkpoint import list_checkpoints, read_checkpoint
 from dinomed.pretrain.curation.audit.training_index import read_training_index
 from dinomed.pretrain.run_folder import (
@@ -97,14 +97,14 @@ def examine_run(folder: Path) -> ArtefactReport:
 
 def _read_settings(path: Path) -> Any:
     if not path.is_file():
-        raise DinomedError(f"{path} is missing")
+        raise MissingFileError(f"{path} is missing")
     return parse_yaml(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
 def _read_log(path: Path) -> int:
     """Return the number of lines. The last one may be cut off by a kill; a resume removes it."""
     if not path.is_file():
-        raise DinomedError(f"{path} is missing")
+        raise MissingFileError(f"{path} is missing")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines[:-1], 1):
         try:

@@ -5,15 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, MissingFileError
 from dinomed.io.files import read_json
 from dinomed.notice import RESEARCH_USE
-from dinomed.pretrain.run_folder import SEEN_FILE
 
 State = Literal["good", "missing", "damaged", "changed", "incomplete"]
 T = TypeVar("T")
-_MISSING = ("is missing", "does not exist", "is not at", "holds no backbone", f"holds no {SEEN_FILE}")
-"""Words of the messages about files that are not there; a damaged file is named otherwise."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ class ArtefactReport:
         self.parts.append(ExaminedPart(name, state, about, remedy))
 
     def check(self, name: str, read: Callable[[], T], about: Callable[[T], str] | str, remedy: str) -> T | None:
-        """Add a part that `read` verifies, and return what it read; a `DinomedError` makes the part a damaged one.
+        """Add a part that `read` verifies, and return what it read; a `DinomedError` makes the part a damaged
+        or a missing one.
 
         Args:
             name: the part.
@@ -74,9 +72,7 @@ class ArtefactReport:
         try:
             result = read()
         except DinomedError as error:
-            message = str(error)
-            state: State = "missing" if any(words in message for words in _MISSING) else "damaged"
-            self.add(name, message, state, remedy)
+            self.add(name, str(error), "missing" if isinstance(error, MissingFileError) else "damaged", remedy)
             return None
         self.add(name, about if isinstance(about, str) else about(result))
         return result
@@ -94,10 +90,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds names and values.
 
     Raises:
-        DinomedError: the file is missing, no JSON or no mapping.
+        MissingFileError: the file is missing.
+        DinomedError: it is no JSON or no mapping.
     """
     if not path.is_file():
-        raise DinomedError(f"{path} is missing")
+        raise MissingFileError(f"{path} is missing")
     data = read_json(path)
     if not isinstance(data, dict):
         raise DinomedError(f"{path} is damaged: it is no mapping")

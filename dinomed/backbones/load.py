@@ -22,7 +22,7 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.backbones.weights import FOLDER_FILES, INDEX_FILE, build_with_weights, convert, read_weights
 from dinomed.config import Config
 from dinomed.device import resolve_device
-from dinomed.errors import DinomedError, UsageError, did_you_mean, system_reason
+from dinomed.errors import DinomedError, MissingInputError, UsageError, did_you_mean, system_reason
 from dinomed.io.files import replacing, to_json, write_text
 from dinomed.io.tensor_file import check_tensors, has_entry, hash_tensors, parse_record, read_header, read_tensors
 from dinomed.log import logger
@@ -199,7 +199,9 @@ def _load_path(path: Path, square: Square, statistics: Statistics | None) -> Fro
     if not any((folder / file).is_file() for file in (*FOLDER_FILES, INDEX_FILE)):
         if (path / RUN_CHECKPOINTS).exists() or (path / RUN_RECORD).exists():
             raise UsageError(f"{path} is a run without a backbone yet; its first checkpoint writes one")
-        raise UsageError(f"{path} holds no backbone (a run of dinomed pretrain, or {CONFIG_FILE} and {WEIGHTS_FILE})")
+        raise MissingInputError(
+            f"{path} holds no backbone (a run of dinomed pretrain, or {CONFIG_FILE} and {WEIGHTS_FILE})"
+        )
     name = path.resolve().parent.name if path.name == RUN_BACKBONE else path.resolve().name
     file = folder / WEIGHTS_FILE
     if not file.is_file() or not has_entry(file, HEADER):

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dinomed.datasets.tables import compose_letters, read_csv, read_parquet, write_csv
-from dinomed.errors import DinomedError, UsageError, did_you_mean, first_line
+from dinomed.errors import DinomedError, MissingInputError, UsageError, did_you_mean, first_line
 from dinomed.images.frames import image_file
 from dinomed.io.files import replacing
 
@@ -191,7 +191,7 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
     if path.is_dir():
         raise UsageError(f"{path} is a folder; make a manifest of it: dinomed scan {path} -o OUT.parquet")
     if not path.is_file():
-        raise UsageError(f"manifest {path} does not exist")
+        raise MissingInputError(f"manifest {path} does not exist")
     table, named_root = _read_parquet(path) if _is_parquet(path) else _read_csv_table(path)
     _check_paths(path, table, "image")
     if "mask" in table.column_names:
@@ -203,7 +203,9 @@ def read_manifest(path: str | Path, root: str | Path | None = None) -> Manifest:
             "folder (tools such as pandas lose it when they rewrite a manifest)"
         )
     if not base.is_dir():
-        raise UsageError(f"{path}: its image folder {base} does not exist; move the manifest and the images together")
+        raise MissingInputError(
+            f"{path}: its image folder {base} does not exist; move the manifest and the images together"
+        )
     return Manifest(table, base, path)
 
 

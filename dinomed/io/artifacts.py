@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, MissingFileError
 from dinomed.io.files import read_json, replacing, sha256_file, write_json
 from dinomed.log import logger
 
@@ -33,10 +33,11 @@ def check_file(path: Path, expected: Mapping[str, Any]) -> None:
     """Compare a file with what `describe_file` returned when it was written; the size first, since it costs nothing.
 
     Raises:
-        DinomedError: the file is missing, or its size or checksum does not match.
+        MissingFileError: the file is missing.
+        DinomedError: its size or checksum does not match.
     """
     if not path.is_file():
-        raise DinomedError(f"{path} is missing")
+        raise MissingFileError(f"{path} is missing")
     if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
         raise DinomedError(f"{path} is damaged: size or checksum does not match")
 

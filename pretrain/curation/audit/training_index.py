@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.tables import read_parquet
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, MissingInputError, first_line
 from dinomed.io.files import replacing
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, hash_images
 from dinomed.pretrain.run_folder import SEEN_FILE
@@ -76,12 +76,12 @@ def read_training_index(folder: str | Path) -> TrainingIndex:
     """Read the file that `write_training_index` wrote.
 
     Raises:
-        UsageError: the folder has no training index.
+        MissingInputError: the folder has no training index.
         DinomedError: the file is damaged or of another version.
     """
     path = Path(folder) / SEEN_FILE
     if not path.is_file():
-        raise UsageError(f"{folder} holds no {SEEN_FILE}; give the training manifest instead")
+        raise MissingInputError(f"{folder} holds no {SEEN_FILE}; give the training manifest instead")
     try:
         table = read_parquet(path, path)
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}

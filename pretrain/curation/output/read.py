@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.datasets.manifest import Manifest, read_manifest
-from dinomed.errors import DinomedError, UsageError, first_line
+from dinomed.errors import DinomedError, MissingFileError, UsageError, first_line
 from dinomed.io.files import read_json
 from dinomed.pretrain.curation.pool import COLUMNS
 from dinomed.pretrain.curation.runtime.context import TIMINGS
@@ -190,15 +190,22 @@ def result_of(output: Path, manifest: Manifest) -> CurationResult:
 
 
 def read_rows(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of `ROWS`. Raise `DinomedError` if the file is missing or damaged."""
+    """Read the columns of `ROWS`.
+
+    Raises:
+        MissingFileError: the file is missing.
+        DinomedError: the file is damaged.
+    """
+    remedy = "run dinomed curate again"
+    if not path.is_file():
+        raise MissingFileError(f"{path} is missing; {remedy}")
     try:
         with pa.OSFile(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         if table.schema != ROWS:
             raise pa.ArrowInvalid("unexpected columns")
     except (pa.ArrowException, OSError) as error:
-        reason = first_line(error)
-        raise DinomedError(f"{path} is missing or damaged ({reason}); run dinomed curate again") from None
+        raise DinomedError(f"{path} is damaged ({first_line(error)}); {remedy}") from None
     return {name: np.array(table[name].to_pylist(), object) if kind == pa.string() else table[name].to_numpy()
             for name, kind in zip(ROWS.names, ROWS.types, strict=True)}  # fmt: skip
 

@@ -96,6 +96,10 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], object], dict[str, str]]] = {
     "rows of a curation": (
         "curated.parquet", lambda f: (f / "curated.stages/rows.arrow").unlink(), {"curated.json": "missing"}
     ),
+    "damaged rows of a curation": (
+        "curated.parquet", lambda f: cut(f / "curated.stages/rows.arrow"), {"curated.json": "damaged"}
+    ),
+    "folder of a manifest": ("derm.parquet", lambda f: shutil.rmtree(f / "lesions"), {"derm.parquet": "missing"}),
     "shard of features": ("derm.features", lambda f: flip(first(f / "derm.features", "*.npy")), {"": "damaged"}),
     "features without a record": (
         "derm.features", lambda f: first(f / "derm.features", "*.json").unlink(), {"unfinished files": "incomplete"}
