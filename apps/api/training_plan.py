@@ -1,7 +1,7 @@
 """Settings of a training of a head, and its plan: what it would do, without doing it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,8 +16,6 @@ from dinomed.notice import RESEARCH_USE
 
 if TYPE_CHECKING:
     from dinomed.adapters.fitting.config import TrainConfig
-    from dinomed.adapters.fitting.head_fit import HeadFit
-    from dinomed.backbones.frozen import FrozenBackbone
     from dinomed.datasets.manifest import Manifest
 
 
@@ -171,6 +169,7 @@ def plan_training(
     """
     from dinomed.adapters.fit import candidate_fits, join_splits, prepare_fit
     from dinomed.adapters.fitting.build import at_image_size
+    from dinomed.adapters.fitting.passes import copies_of_fit, images_per_epoch, list_passes
     from dinomed.adapters.folds.train import prepare_folds
 
     resolved = resolve_training(task, config, settings, head, seed, tune, label, separator, unit)
@@ -193,16 +192,16 @@ def plan_training(
             adapter = fit.build_untrained()
             trained = sum(weight.numel() for weight in adapter.parameters() if weight.requires_grad)
             heads[title] = PlannedHead(title, trained, fit.backbone.preprocessing.image_size)
-            live[title] += _images_per_epoch(fit)
-            copies = max(copies, _copies(fit))
+            live[title] += images_per_epoch(fit)
+            copies = max(copies, copies_of_fit(fit))
             pool = None if prepared is None else prepared.images.images
-            passes |= dict(_list_passes(fit, adapter.feature_spec, pool))
+            passes |= dict(list_passes(fit, adapter.feature_spec, pool))
             if pool is None and fit.refits():
                 again = copy(fit)
                 again.splits, again.shared_blocks = replace(fit.splits, train=join_splits(fit.splits)), ()
                 refitted_on = len(again.splits.train)
-                of_again = dict(_list_passes(again, adapter.feature_spec, None))
-                second.append((of_again, _images_per_epoch(again, measured=False)))
+                of_again = dict(list_passes(again, adapter.feature_spec, None))
+                second.append((of_again, images_per_epoch(again, measured=False)))
     timed = resolved.fit.seconds is not None  # each step has its images, so none are counted for an epoch
     largest = max((_second_passes(*each, passes) for each in second), default=None, key=_cost)
     if largest is not None and largest.images_per_epoch and timed:
@@ -267,14 +266,6 @@ def _count_rows(rows: "Manifest", labels_of: Mapping[str, tuple[str, ...]]) -> P
     return PlannedRows(len(rows), len(set(rows.units())), dict(sorted(counts.items())))
 
 
-def _copies(fit: "HeadFit") -> int:
-    from dinomed.adapters.fitting.feature_sources.choose import count_copies, count_products
-
-    if not fit.feature_parts():
-        return 0
-    return count_copies(fit.config, len(fit.splits.train), count_products(fit.backbone), bool(fit.shared_blocks))
-
-
 def _second_passes(
     again: Mapping[Any, tuple[int, int]], images_per_epoch: int, first: Mapping[Any, tuple[int, int]]
 ) -> SecondPasses:
@@ -285,56 +276,3 @@ def _second_passes(
 
 def _cost(passes: SecondPasses) -> tuple[int, int, int]:
     return passes.images_per_epoch or 0, passes.bytes, passes.images
-
-
-def _images_per_epoch(fit: "HeadFit", *, measured: bool = True) -> int:
-    """Return the images that pass through the backbone in every epoch: of train, and of val if its features change.
-
-    Without `measured` nothing is measured on val, so that none of its images pass.
-    """
-    from dinomed.adapters.fitting.optimizers import count_batches, count_passes
-
-    if not fit.config.live or _copies(fit):
-        return 0
-    changes = measured and (fit.config.tune.active or not fit.feature_parts())
-    train, settings = len(fit.splits.train), fit.config.fit
-    passes = count_passes(settings, count_batches(train, settings.batch_size))
-    return passes * train + (len(fit.splits.val) if changes else 0)
-
-
-def _list_passes(fit: "HeadFit", spec: Any, pool: "Manifest | None") -> Iterator[tuple[Any, tuple[int, int]]]:
-    """Yield a key for each set of features that is computed once and kept, with its images and its bytes."""
-    from dinomed.features.extract import resolve_blocks
-
-    copies, live = _copies(fit), _images_per_epoch(fit) > 0
-    for backbone, train, val in fit.feature_parts():
-        blocks = tuple(fit.shared_blocks or resolve_blocks(spec.blocks, backbone.depth))
-        size = backbone.preprocessing.image_size
-        parts = [(train, copies + 1, spec.patches and not live)]
-        parts += [] if fit.config.tune.active else [(val, 1, spec.patches)]
-        if pool is not None and not live and not copies and not spec.images:
-            parts = [(pool, 1, spec.patches)]
-        for rows, times, patches in parts:
-            images = len(rows) * times
-            numbers = 8 * images  # bytes of a channel: class and mean tokens are float32, patch tokens float16
-            numbers += 2 * _count_patches(rows, times, backbone) if patches else 0
-            grids = 4 * images if backbone.preprocessing.aspect == "keep" else 0
-            size_on_disk = len(blocks) * backbone.embed_dim * numbers + grids
-            yield (rows.fingerprint, size, blocks, patches, times), (images, size_on_disk)
-
-
-def _count_patches(rows: "Manifest", times: int, backbone: "FrozenBackbone") -> int:
-    """Return the patches that are kept of the images, `times` each; a shard has the largest grid of its images."""
-    from dinomed.backbones.preprocessing import rectangle_size
-    from dinomed.features.extract import SHARD_SIZE
-
-    size, patch = backbone.preprocessing.image_size, backbone.patch_size
-    if backbone.preprocessing.aspect != "keep":
-        return len(rows) * times * (size // patch) ** 2
-    shapes = zip(rows.column("height"), rows.column("width"), strict=True)
-    sides = [rectangle_size(shape, size, patch) for shape in shapes] * times
-    shards = (sides[start : start + SHARD_SIZE] for start in range(0, len(sides), SHARD_SIZE))
-    return sum(
-        len(shard) * (max(height for height, _ in shard) // patch) * (max(width for _, width in shard) // patch)
-        for shard in shards
-    )
