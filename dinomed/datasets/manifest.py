@@ -164,9 +164,8 @@ def build_manifest(columns: dict[str, list[Any]], root: Path) -> Manifest:
 
 def write_manifest(manifest: Manifest, path: str | Path) -> None:
     """Write Parquet, or CSV for a name that ends in .csv. Atomic; equal manifests at one place give equal bytes."""
-    path = Path(path)
-    root = relative_root(manifest.root, path.parent)
-    if path.suffix.lower() == ".csv":
+    root = relative_root(manifest.root, Path(path).parent)
+    if Path(path).suffix.lower() == ".csv":
         table = manifest.table
         if root != ".":
             table = table.append_column("root", build_array([root] * len(manifest), TEXT))

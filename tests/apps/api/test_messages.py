@@ -102,6 +102,9 @@ def test_no_message_of_the_core_names_an_option_outside_of_a_command(path: str) 
     """Notes and warnings too; a whole command, such as ``dinomed scan FOLDER --videos``, has its options."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     described = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):  # its parts are read together
+            described |= {part for part in ast.walk(node) if isinstance(part, ast.Constant)}
     texts = [
         "".join(str(part.value) for part in ast.walk(node) if isinstance(part, ast.Constant))
         for node in ast.walk(tree)

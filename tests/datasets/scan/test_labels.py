@@ -55,7 +55,7 @@ def test_wrong_columns_are_named_with_the_nearest(folder: Path) -> None:
         ("label", "lable", "label"),
         ("mask", "maks", "mask"),
     ]:
-        with pytest.raises(UsageError, match=rf"no column '{value}' \(--{option}\); did you mean '{nearest}'"):
+        with pytest.raises(UsageError, match=rf"no column '{value}' \(`{option}`\); did you mean '{nearest}'"):
             scan(folder, "labels.csv", **{option: value})
     with pytest.raises(UsageError, match=r"no column 'picture' \(`image_column`\)"):
         scan(folder, "labels.csv", image_column="picture")
@@ -259,7 +259,7 @@ def test_only_listed_columns_are_kept(folder: Path) -> None:
     result = scan(folder, "labels.csv", keep=["sex"])
     assert [name for name in result.manifest.columns if name not in KNOWN] == ["sex"]
     assert (
-        "columns of labels.csv that are not kept: lesion_id, age, pid, MRN, Geburtsdatum; keep one with --keep COLUMN, "
+        "columns of labels.csv that are not kept: lesion_id, age, pid, MRN, Geburtsdatum; keep one with `keep=COLUMN`, "
         "if it identifies nobody"
     ) in result.notes
     with pytest.raises(UsageError, match=r"`keep=MRN`: .*; `keep_ids=True` keeps it"):

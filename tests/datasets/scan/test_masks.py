@@ -88,7 +88,7 @@ def test_uncertain_masks_are_reported_and_not_used(
     assert [line for line in result.warnings if "doubt" in line or "not used" in line] == [
         "1 mask not used, because the image with the same name may be another image; the first is masks/3.png: "
         "2 images have its name: images/3.jpg, images/3.png. "
-        "Name the mask of each image in a CSV (--labels, column mask)"
+        "Name the mask of each image in a CSV (`labels`, column mask)"
     ]
     assert "masks/3.png" not in result.manifest.column("image")
     assert not any("not used" in line for line in scan(folder, "labels.csv").warnings)  # the CSV says whose it is
