@@ -37,7 +37,7 @@ def add_lora(backbone: VisionTransformer, config: LoraConfig) -> None:
     from peft import inject_adapter_in_model
 
     backbone.requires_grad_(False)
-    # Into the blocks, not the backbone: PEFT 0.15 and 0.18 take its attribute `config` for one of transformers.
+    # Into the blocks, not the backbone: PEFT 0.18 takes its attribute `config` for one of transformers.
     inject_adapter_in_model(
         PeftConfig(
             r=config.rank,

@@ -128,7 +128,7 @@ def test_the_page_names_the_lowest_versions_that_pyproject_has() -> None:
     """The ranges that were found too wide when the lowest versions were run."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    requirements = map(Requirement, [*project["dependencies"], *extras["dicom"], *extras["test"]])
+    requirements = map(Requirement, [*project["dependencies"], *extras["dicom"], *extras["lora"], *extras["test"]])
     floors = {each.name: str(floor_of(each)) for each in requirements if each.name != "dinomed"}
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     part = page[
