@@ -59,8 +59,8 @@ class ViTConfig(Config):
     drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth, the same in every block; training only")
     stem: Literal["linear", "convolutional"] = Field(
         "linear",
-        description="patch embedding: one linear layer on each patch, as in the published ViTs, or 3 x 3 convolutions, "
-        "which also read pixels before it (arXiv 2106.14881); the patch size is then a power of 2",
+        description="patch embedding: one linear layer on each patch, as in the published ViTs, or 4 x 4 convolutions, "
+        "which also read pixels around it (arXiv 2106.14881); the patch size is then a power of 2",
     )
     position: Literal["learned", "rope"] = Field(
         "learned", description="position embedding: a learned table that is resized, or rotary positions as in DINOv3"

@@ -45,11 +45,12 @@ class PatchEmbedding(nn.Module):
 
 
 class ConvolutionalPatchEmbedding(PatchEmbedding):
-    """3 x 3 convolutions of stride 2, each with a norm over channels and GELU, until a pixel is a patch; then a 1 x 1
-    convolution (Xiao et al. 2021, arXiv 2106.14881, there with batch norm and ReLU).
+    """4 x 4 convolutions of stride 2, each with a norm over channels and GELU, until a pixel is a patch; then a 1 x 1
+    convolution (Xiao et al. 2021, arXiv 2106.14881, there 3 x 3 with batch norm and ReLU).
 
-    The token of a patch also depends on the pixels before it: above, and on its left. So the pixels of hidden patches
-    are set to zero first. Otherwise a visible token would show a part of the masked patch that is to be predicted.
+    A token reads its patch and ``patch_size - 1`` px on each side. With 3 x 3 the patch is not in the middle, so a
+    map of tokens is shifted by half a patch. The pixels of hidden patches are set to zero first. Otherwise a
+    visible token would show a part of the masked patch that is to be predicted.
 
     Args:
         patch_size: a power of 2, px.
@@ -63,7 +64,7 @@ class ConvolutionalPatchEmbedding(PatchEmbedding):
         halvings = patch_size.bit_length() - 1
         widths = [in_channels, *(dim // 2**left for left in reversed(range(halvings)))]
         self.convs = nn.ModuleList(
-            nn.Conv2d(narrow, wide, kernel_size=3, stride=2, padding=1) for narrow, wide in pairwise(widths)
+            nn.Conv2d(narrow, wide, kernel_size=4, stride=2, padding=1) for narrow, wide in pairwise(widths)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(wide) for wide in widths[1:])
 

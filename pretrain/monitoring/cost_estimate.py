@@ -162,7 +162,7 @@ def _embedding_layers(vit: ViTConfig) -> list[tuple[int, int, int]]:
     layers, side, width = [(1, vit.embed_dim, vit.embed_dim)], 1, vit.embed_dim
     while side < vit.patch_size:
         narrow = width // 2 if 2 * side < vit.patch_size else vit.in_channels
-        layers.append((side**2, 9 * narrow, width))
+        layers.append((side**2, 16 * narrow, width))
         side, width = 2 * side, width // 2
     return layers
 

@@ -46,11 +46,14 @@ def test_it_equals_its_definition() -> None:
     torch.testing.assert_close(stem(images), tokens.flatten(1, 2), rtol=1e-12, atol=1e-12)
 
 
-def test_a_token_reads_its_patch_and_those_above_and_to_the_left() -> None:
-    """Three convolutions of stride 2 read 7 px before a patch, and none after it."""
-    images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
-    read = reading(vit().patch_embed, images, [10])
-    assert read.nonzero().flatten().tolist() == [5, 6, 9, 10]
+def test_a_token_reads_its_patch_and_as_many_pixels_on_each_side() -> None:
+    """Otherwise a map of the tokens is shifted against the image."""
+    pixels = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    vit().patch_embed(pixels)[0, 5].sum().backward()  # second row, second column: pixels 8 to 15
+    assert pixels.grad is not None
+    for axis in (0, 1):
+        read = pixels.grad[0].abs().sum(0).sum(axis).nonzero().flatten()
+        assert read.tolist() == list(range(8 - 7, 16 + 7))
 
 
 @pytest.mark.parametrize("way", ["masks", "visible"])
