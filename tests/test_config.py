@@ -126,7 +126,7 @@ def test_tags_end_in_one_line(text: str, message: str) -> None:
 
 def test_a_base_with_a_nul_in_its_name_and_a_device_end_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text('base: "a\\0b"\n')
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"a\\x00b does not exist; give a path relative to the folder of a\.yaml"):
         read_yaml(tmp_path / "a.yaml")
     with pytest.raises(UsageError, match="larger than"):
         read_yaml("/dev/zero")

@@ -139,7 +139,7 @@ def _pool_usable(
                         np.save(file, chunks[-1])
                     os.utime(path, ns=(started, started))  # for `is_unchanged`
                 failed |= {start + row: reason for row, reason in features.failed.items()}
-                shutil.rmtree(stage / "features")
+                shutil.rmtree(stage / "features", ignore_errors=True)  # there is none if no image could be used
             progress.advance(len(chunk))
     usable = without_rows(manifest, failed)
     check_usable(usable)

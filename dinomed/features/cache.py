@@ -141,8 +141,8 @@ class FeatureCache:
 
     @property
     def bytes(self) -> int:
-        """Size on disk."""
-        return sum(path.stat().st_size for path in self.folder.iterdir())
+        """Size on disk; 0 without a folder, which is there only if features of an image were computed."""
+        return sum(path.stat().st_size for path in self.folder.iterdir()) if self.folder.exists() else 0
 
     def _read_all(self, kind: Kind) -> np.ndarray:
         return np.concatenate([self.shard(shard, kind) for shard in self.shards])
