@@ -99,6 +99,12 @@ def read_labels(
     image_column, keep = compose_letters(image_column), [compose_letters(name) for name in keep]
     roles = {role: None if name is None else compose_letters(name) for role, name in roles.items()}
     out = Labels(path)
+    search = FileSearch(folder, path.parent, files, images, videos)
+    if image_column not in names and any(search.find(name)[0] for name in names):
+        raise UsageError(
+            f"{path}: its first row has the name of an image, but must have the names of the columns, such as "
+            "image,label; add this row"
+        )
     sources = _sources(path, names, image_column, roles)
     free = [name for name in names if name not in (image_column, *sources.values())]
     unused = [name for name in free if name in RESERVED and roles.get(name) != NONE]
@@ -106,7 +112,6 @@ def read_labels(
         out.notes.append(f"columns of {path.name} that are not used: {', '.join(unused)}")
     free = [name for name in free if name not in RESERVED]
     known, index = set(files), {name: i for i, name in enumerate(names)}
-    search = FileSearch(folder, path.parent, files, images, videos)
     _check_keep(path, keep, names, keep_ids)
     columns = {name: _read_column(name, [row[index[name]] for row in rows], search, name in keep) for name in free}
     left_out = [name for name in free if columns[name] is None]

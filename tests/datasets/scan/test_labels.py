@@ -65,6 +65,14 @@ def test_wrong_columns_are_named_with_the_nearest(folder: Path) -> None:
         scan(folder, group="lesion_id")
 
 
+def test_a_csv_without_names_of_columns_is_refused_and_its_cells_are_not_shown(folder: Path) -> None:
+    """Its first row was listed as the known columns, with what identifies a patient."""
+    (folder / "bare.csv").write_text("".join(f"images/{i}.png,Jane Doe {i}\n" for i in range(10)))
+    with pytest.raises(UsageError, match=r"first row has the name of an image.*image,label; add this row") as refusal:
+        scan(folder, "bare.csv")
+    assert "Jane" not in str(refusal.value)
+
+
 def test_columns_that_the_scan_fills_itself_are_left_out(folder: Path, edit: Callable[..., Any]) -> None:
     edit(folder, "lesion_id,age", "width,root")
     result = scan(folder, "labels.csv")
