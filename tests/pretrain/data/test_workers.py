@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,26 @@ def test_a_worker_that_gets_the_signal_at_its_start_goes_on(
     monkeypatch.setattr(stream, "_leave_signals_to_the_trainer", start_late)
     assert len(list(load(2))) == 12
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []).isdisjoint({signal.SIGTERM, signal.SIGINT})
+
+
+def lose_a_receiver(is_worker: bool) -> None:
+    """Hand a file over to a process that ends before it takes it, and then to one that takes it."""
+    if is_worker:
+        stream._leave_signals_to_the_trainer(0)
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    lost, taken = resource_sharer.DupFd(descriptor), resource_sharer.DupFd(descriptor)
+    with socket.socket(socket.AF_UNIX) as receiver:
+        receiver.connect(lost._id[0])
+    os.close(taken.detach())  # served after the lost one
+
+
+@pytest.mark.parametrize("is_worker", [True, False])
+def test_a_trainer_that_ends_while_it_takes_a_tensor_leaves_no_traceback_of_a_worker(
+    is_worker: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A second signal ends the trainer at any moment. Without the hook of a worker the thread prints a traceback."""
+    process = multiprocessing.get_context("fork").Process(target=lose_a_receiver, args=(is_worker,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert ("Traceback" in capfd.readouterr().err) is not is_worker
