@@ -26,14 +26,18 @@ class PatchEmbedding(nn.Module):
         """Return the tokens (B, rows * columns, C).
 
         Args:
-            hidden: bool (B, patches): patches whose pixels the tokens of other patches must not depend on. Here none
-                do.
+            hidden: bool (B, patches): patches whose pixels the tokens of other patches must not depend on.
 
         Raises:
             ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
         """
         self.check(images)
-        return self.grid(images).flatten(2).transpose(1, 2)
+        shown = images if hidden is None else self.hide(images, hidden)
+        return self.grid(shown).flatten(2).transpose(1, 2)
+
+    def hide(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Return the images as they are: a token reads its own patch only."""
+        return images
 
     def check(self, images: Tensor) -> None:
         """Raise a `ValueError` for a wrong number of channels, or a side that is not a multiple of the patch size."""
@@ -75,16 +79,9 @@ class ConvolutionalPatchEmbedding(PatchEmbedding):
             x = gelu(norm(conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
         return super().grid(x)
 
-    def forward(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Return the tokens (B, rows * columns, C); the pixels of `hidden` patches (bool, B x patches) count as zero.
-
-        Raises:
-            ValueError: wrong number of channels, or a side that is not a multiple of the patch size.
-        """
-        self.check(images)
-        if hidden is not None:
-            images = hide_patches(images, hidden, self.patch_size)
-        return self.grid(images).flatten(2).transpose(1, 2)
+    def hide(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Return the images with zeros in the `hidden` patches, bool (B, patches)."""
+        return hide_patches(images, hidden, self.patch_size)
 
 
 def hide_patches(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:
