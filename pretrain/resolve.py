@@ -107,6 +107,8 @@ def resolve_config(
     _check_fixed_settings(config, resolved, fixed, f"the weights of {teacher or config.start.weights}")
     manifest = open_dataset(data)
     train, held_aside = select_images(manifest, config.run.batch_size, config.run.pca_images)
+    if len(train) < len(manifest):
+        logger.info(f"{len(train):,} of {len(manifest):,} images are used for training; the others are held out")
     warn_small_images(train, resolved.crops.global_size, resolved.backbone.patch_size)
     resolved = fit_to_images(resolved, train)
     has_heads = teacher_of_run is not None or (initialisation is not None and bool(initialisation.head_configs))

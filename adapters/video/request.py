@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.scan.videos import VIDEO_KINDS, kind_of, unwritten_files
+from dinomed.datasets.scan.videos import VIDEO_KINDS, kind_of
+from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 
 
@@ -24,14 +25,15 @@ def find_input_videos(source: Manifest | str | Path) -> list[Path] | None:
         return [path] if kind_of(path) == "video" else None
     if not path.is_dir():
         return None
-    images, videos = unwritten_files(path)
-    kinds = dict.fromkeys(videos, "video")
-    for name in images:
+    walked = walk(path)
+    kinds = dict.fromkeys(walked.videos, "video")
+    for name in walked.images:
         kinds[name] = kind_of(path / name)
         if kinds[name] == "other":
-            if videos:
+            if walked.videos:
                 raise UsageError(
-                    f"{path} holds videos and images ({videos[0]} and {name}); give a video, or a folder of one kind"
+                    f"{path} holds videos and images ({walked.videos[0]} and {name}); give a video, or a folder of one "
+                    "kind"
                 )
             return None
     return [path / name for name in sorted(kinds) if kinds[name] in VIDEO_KINDS] if "video" in kinds.values() else None

@@ -134,10 +134,13 @@ def select_splits(manifest: Manifest, data: DatasetLike, names: str | None) -> M
     """Return the images of these splits, whose names stand with commas between them; all for None.
 
     Raises:
-        UsageError: no image is in one of the splits.
+        UsageError: there are no splits, or no image is in one of them.
     """
     if names is None:
         return manifest
+    if not manifest.has("split"):
+        again = manifest.scan_again("--ratios 0.7,0.1,0.2")
+        raise UsageError(f"{manifest.called} has no splits; scan makes them, by group: {again}")
     wanted = {name.strip() for name in names.split(",")}
     column = manifest.column("split")
     unknown = sorted(wanted - set(column))

@@ -56,7 +56,13 @@ def scan(
     split: Annotated[
         str | None, Option("--split", help="Column of train, val, test [`split`, if there]; `none` makes new splits.")
     ] = None,
-    ratios: Annotated[str, Option("--ratios", help="Shares of train,val,test for new splits.")] = "0.7,0.1,0.2",
+    ratios: Annotated[
+        str | None,
+        Option(
+            "--ratios",
+            help="Shares of train,val,test for new splits [0.7,0.1,0.2 if there are labels or masks; else no splits].",
+        ),
+    ] = None,
     seed: Seed = 0,
     workers: Annotated[int | None, Option("--workers", help="Number of threads [one per processor].", min=1)] = None,
     follow_links: Annotated[
@@ -183,9 +189,11 @@ def _table(report: dict[str, Any]) -> Any:
     return build_table(("", "all", *splits), rows, title=report["manifest"])
 
 
-def _parse_ratios(text: str) -> list[float]:
+def _parse_ratios(text: str | None) -> list[float] | None:
     from dinomed.errors import UsageError
 
+    if text is None:
+        return None
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:

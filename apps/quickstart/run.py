@@ -22,6 +22,7 @@ from dinomed.apps.quickstart.scope import Scope, find_scope
 from dinomed.apps.quickstart.steps import STEPS_FILE, Steps
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.splits import RATIOS
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.html.album import spaced_indices
@@ -104,7 +105,16 @@ def quickstart(
             group = "lesion_id"
         labels = labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
         masks = steps.run(
-            "scan", _scan, folder=images, out=source, labels=labels, group=group, mask=mask, seed=seed, always=True
+            "scan",
+            _scan,
+            folder=images,
+            out=source,
+            labels=labels,
+            group=group,
+            mask=mask,
+            ratios=RATIOS,
+            seed=seed,
+            always=True,
         )
         steps.depends_on(sha256_file(source))
         manifest = dinomed.open_dataset(source)

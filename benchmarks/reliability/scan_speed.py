@@ -22,7 +22,7 @@ SIZES = {"200x150": (150, 200, 1), "1024x768": (768, 1024, 20)}
 CODE = """
 import sys, time
 from pathlib import Path
-from dinomed.datasets.scan.reading import read_all
+from dinomed.datasets.scan.facts import read_all
 folder, workers = Path(sys.argv[1]), int(sys.argv[2])
 images = sorted(path.name for path in folder.iterdir())
 start = time.perf_counter()

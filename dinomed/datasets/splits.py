@@ -9,6 +9,8 @@ import numpy as np
 from dinomed.errors import UsageError
 
 SPLITS = ("train", "val", "test")
+RATIOS = (0.7, 0.1, 0.2)
+"""Shares of the splits, if none are given."""
 _NAMES = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -28,7 +30,7 @@ def split_name(word: str) -> str | None:
 def make_splits(
     groups: Sequence[str],
     labels: Sequence[str | None],
-    ratios: Sequence[float] = (0.7, 0.1, 0.2),
+    ratios: Sequence[float] = RATIOS,
     seed: int = 0,
 ) -> list[str]:
     """Assign a split to each image, by group and stratified by class as evenly as whole groups allow.

@@ -14,6 +14,7 @@ from dinomed.backbones.config import ViTConfig
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.config import load_config, to_yaml
+from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig, load_pretrain_config, to_high_resolution
@@ -129,3 +130,14 @@ def test_a_size_that_does_not_fit_the_patches_of_the_weights_is_named() -> None:
     vit = VisionTransformer(ViTConfig(patch_size=8, image_size=48, embed_dim=16, depth=1, num_heads=2))
     with pytest.raises(UsageError, match=r"518 is not divisible by the patch size 8 of w; set it to 512, or .*highres"):
         fit_to_initialisation(config, Initialisation(vit, Preprocessing(), {}))
+
+
+@pytest.mark.parametrize(("ratios", "used"), [((0.5, 0.25, 0.25), 6), (None, 11)])  # None: 1 is kept for PCA pictures
+def test_the_log_says_how_many_images_are_left_out(
+    tiny: Tiny, images_16_bit: Path, caplog: pytest.LogCaptureFixture, ratios: tuple[float, ...] | None, used: int
+) -> None:
+    manifest = scan(images_16_bit, ratios=ratios).manifest
+    logger.addHandler(caplog.handler)
+    resolve_config(tiny(backbone={"in_channels": 1}, mean=[0.4], std=[0.2]), manifest)
+    logger.removeHandler(caplog.handler)
+    assert f"{used} of 12 images are used for training; the others are held out" in caplog.messages

@@ -155,7 +155,7 @@ def test_a_scan_names_the_image_or_the_mask_that_needs_too_much_memory(
 ) -> None:
     pool = DecodingPool()
     pool.limits = DecodingLimits(memory_bytes=2**28)
-    monkeypatch.setattr("dinomed.datasets.scan.reading.shared_pool", lambda: pool)
+    monkeypatch.setattr("dinomed.datasets.scan.facts.shared_pool", lambda: pool)
     side = 9_900
     large = corpus.encode(np.zeros((side, side), np.uint8), "PNG", compress_level=1)
     for folder in ("images", "masks"):
@@ -176,7 +176,7 @@ def test_without_processes_the_same_is_read(
 ) -> None:
     monkeypatch.setenv("DINOMED_DECODE_HERE", "1")
     pool = DecodingPool()
-    monkeypatch.setattr("dinomed.datasets.scan.reading.shared_pool", lambda: pool)
+    monkeypatch.setattr("dinomed.datasets.scan.facts.shared_pool", lambda: pool)
     (tmp_path / "a.png").write_bytes(corpus.SEEDS["png"]())
     (tmp_path / "b.png").write_bytes(b"no image")
     result = scan(tmp_path)

@@ -12,6 +12,7 @@ from dinomed.datasets.manifest import Manifest, write_manifest
 from dinomed.datasets.scan.labels import NONE, find_labels
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.datasets.scan.scan import scan as scan_folder
+from dinomed.datasets.splits import RATIOS
 from dinomed.datasets.tables import write_csv
 from dinomed.errors import UsageError
 from dinomed.io.output_folder import (
@@ -34,7 +35,7 @@ def scan(
     group: str | None = None,
     mask: str | None = None,
     split: str | None = None,
-    ratios: Sequence[float] = (0.7, 0.1, 0.2),
+    ratios: Sequence[float] | None = None,
     seed: int = 0,
     workers: int | None = None,
     follow_links: bool = False,
@@ -76,7 +77,9 @@ def scan(
             of other DICOM files is the patient, or else the study; ``"none"`` for no group.
         mask: column of the mask file, as for `label`.
         split: column of train, val and test, as for `label`; ``"none"`` makes new splits.
-        ratios: shares of train, val and test where splits are made; they are divided by their sum.
+        ratios: shares of train, val and test in new splits; they are divided by their sum. None for 0.7, 0.1, 0.2 if
+            there are labels, masks or other columns to learn from; without them no splits are made, and pretraining
+            uses all images.
         seed: seed of new splits.
         workers: threads; None for one per processor.
         follow_links: follow symbolic links that lead out of `folder`.
@@ -172,7 +175,8 @@ def _scan_coco(
         discard_ready(place)
     with open_output_folder(place, marker=SETTINGS_FILE, overwrite=overwrite) as stage:
         annotations = read_annotations(find_labels(coco, Path(folder), "COCO file"))
-        scanned = scan_folder(folder, labels, **options | {"mask": NONE})
+        ratios = options.get("ratios") or RATIOS  # masks are added after the scan
+        scanned = scan_folder(folder, labels, **options | {"mask": NONE, "ratios": ratios})
         missing = bool(options.get("allow_unreadable"))
         result = add_masks(scanned, annotations, place, stage, allow_missing=missing)
         out.unlink(missing_ok=True)  # beside the old manifest, the next call would complete the masks of this one

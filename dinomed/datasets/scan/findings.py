@@ -142,11 +142,20 @@ def warn_duplicates(columns: dict[str, list[Any]], duplicates: Sequence[Sequence
     return lines
 
 
+def prediction_notes(predicted: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a note about each folder that holds a prediction (folder -> its images)."""
+    return [
+        f"{place} holds a prediction of `dinomed predict` ({len(inside):,} images) and is ignored; "
+        "to train on its masks, name them in a CSV (`labels`, column mask)"
+        for place, inside in predicted.items()
+    ]
+
+
 def notes(
     folder: Path, walked: WalkResult, pairs: Pairs, table: Labels, columns: dict[str, list[Any]], frames: int
 ) -> list[str]:
     """Return notes about facts that need no action."""
-    lines = list(table.notes)
+    lines = list[str]()
     if table.path is None and (tables := sorted(path.name for path in folder.glob("*.csv"))):
         lines.append(f"{tables[0]} is in the folder and is not used; use it with `labels={tables[0]}`")
     if table.path is not None and (num_missing := sum(image not in table.rows for image in columns["image"])):

@@ -8,7 +8,6 @@ from typing import Any
 
 from dinomed.datasets.scan.facts import Facts, add_mask
 from dinomed.datasets.scan.labels import Labels
-from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import WalkResult
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
@@ -49,16 +48,12 @@ class VideoRows:
 
 
 def take_videos(folder: Path, walked: WalkResult) -> list[str]:
-    """Take the videos, with the DICOM files of several frames, out of the files of a search, and return them.
-
-    Files of written predictions are left out.
-    """
+    """Take the videos, with the DICOM files of several frames, out of the files of a search, and return them."""
     several = {name for name in walked.images if _has_frames(folder / name)}
     walked.images = [name for name in walked.images if name not in several]
     names = sorted([*walked.videos, *several])
     walked.videos = []
-    predicted = {file for inside in find_predictions(folder, names).values() for file in inside}
-    return [name for name in names if name not in predicted]
+    return names
 
 
 def _has_frames(path: Path) -> bool:

@@ -5,7 +5,6 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from dinomed.datasets.scan.groups import number_groups
-from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.datasets.scan.walk import walk
 from dinomed.errors import UsageError
 from dinomed.images.decode import UnreadableImage
@@ -16,15 +15,6 @@ from dinomed.video.facts import VIDEO_SUFFIXES, is_video
 
 VIDEO_KINDS = ("video", "damaged")
 """Results of `kind_of` that count as videos. A damaged DICOM file may be a video; so it is reported."""
-
-
-def unwritten_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images and the videos of `walk` without the files of written predictions."""
-    walked = walk(folder)
-    predictions = find_predictions(folder, [*walked.images, *walked.videos])
-    written = {name for files in predictions.values() for name in files}
-    images, videos = ([name for name in names if name not in written] for names in (walked.images, walked.videos))
-    return images, videos
 
 
 def kind_of(path: Path) -> Literal["video", "damaged", "no image", "other"]:
@@ -53,7 +43,8 @@ def find_videos(paths: Sequence[Path]) -> list[Path]:
             raise UsageError(f"{path} does not exist; give a video, or a folder of videos")
         inside = [path]
         if path.is_dir():
-            names = sorted(name for files in unwritten_files(path) for name in files)
+            walked = walk(path)
+            names = sorted([*walked.images, *walked.videos])
             inside = [path / name for name in names if kind_of(path / name) in VIDEO_KINDS]
         elif kind_of(path) not in VIDEO_KINDS:
             raise UsageError(

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from dinomed.datasets.scan.predictions import find_predictions
 from dinomed.images.decode import looks_like_image
 from dinomed.progress import track
 from dinomed.video.facts import VIDEO_SUFFIXES, container_of
@@ -19,19 +20,27 @@ FEATURES_SUFFIX, _CACHE_NAME = ".features", re.compile("[0-9a-f]{16}")
 
 @dataclass
 class WalkResult:
-    """Image files and videos as sorted relative paths, refused files as (path, reason), and the number of other files.
+    """The files of a search; paths are relative and sorted.
 
-    DICOM files of several frames are among the images.
+    Attributes:
+        images: image files. DICOM files of several frames are among them.
+        videos: video files.
+        refused: (path, reason) of files and folders that cannot be used.
+        predicted: folder that holds a prediction -> its images, which are not among `images`.
+        num_others: number of other files.
     """
 
     images: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    predicted: dict[str, list[str]] = field(default_factory=dict)
     num_others: int = 0
 
 
 def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
-    """List all image files below `root`, masks included. Hidden files and folders and feature caches are ignored.
+    """List all image files below `root`, masks included, and the videos.
+
+    Hidden files and folders, feature caches, and the files in folders of `root` that hold predictions are ignored.
 
     Links to files below `root` add nothing. Links out of it are refused, or followed with `follow_links`. No file is
     listed twice and no folder is entered twice, so loops end.
@@ -45,6 +54,14 @@ def walk(root: Path, *, follow_links: bool = False) -> WalkResult:
             result.videos.append(name)
         else:
             result.num_others += 1
+    names = [*result.images, *result.videos, *(name for name, _ in result.refused)]
+    predicted = {name: place for place, inside in find_predictions(root, names).items() for name in inside}
+    for name in result.images:
+        if name in predicted:
+            result.predicted.setdefault(predicted[name], []).append(name)
+    result.images = [name for name in result.images if name not in predicted]
+    result.videos = [name for name in result.videos if name not in predicted]
+    result.refused = [(name, reason) for name, reason in result.refused if name not in predicted]
     return result
 
 

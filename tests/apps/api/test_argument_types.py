@@ -45,7 +45,8 @@ def test_the_message_says_what_is_accepted() -> None:
     assert refused("scan", "") == "`folder` is an empty text; give a path"
     assert refused("scan", "a", keep="age") == "`keep` is of type str; give a list of texts"
     assert refused("scan", "a", keep=[3]) == "`keep` is of type list; give a list of texts"
-    assert refused("scan", "a", ratios=None) == "`ratios` is None; give a list of numbers"
+    assert refused("scan", "a", keep=None) == "`keep` is None; give a list of texts"
+    assert refused("scan", "a", ratios=3) == "`ratios` is of type int; give a list of numbers or None"
     assert refused("scan", "a", seed="x") == "`seed` is of type str; give a whole number"
     assert refused("search", "a", "b", k=1.5) == "`k` is of type float; give a whole number"
     assert refused("train", "classify", "b", "c", "d", settings=[3]).startswith(

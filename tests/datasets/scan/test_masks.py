@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinomed.datasets.scan import reading
+from dinomed.datasets.scan import facts
 from dinomed.datasets.scan.facts import Facts, facts_record
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.synthetic.lesions import write_lesions
@@ -130,7 +130,7 @@ def test_an_image_is_read_without_a_mask_that_ends_the_process(
         def run(self, target: str, calls: Sequence[Any]) -> list[Any]:
             return [EndedDecoding(call[0], "ended") if call[3] else facts_record(*call) for call in calls]
 
-    monkeypatch.setattr(reading, "shared_pool", Pool)
-    (facts,) = reading.read_several(folder, ["images/3.png"], {"images/3.png": "masks/3.png"}, decode=decode)
-    assert isinstance(facts, Facts)
-    assert (facts.mask, facts.mask_problem, facts.header.width) == ("masks/3.png", "ended", 16)
+    monkeypatch.setattr(facts, "shared_pool", Pool)
+    (read,) = facts.read_several(folder, ["images/3.png"], {"images/3.png": "masks/3.png"}, decode=decode)
+    assert isinstance(read, Facts)
+    assert (read.mask, read.mask_problem, read.header.width) == ("masks/3.png", "ended", 16)

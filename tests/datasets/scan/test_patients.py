@@ -14,6 +14,7 @@ import dinomed
 from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.open import open_dataset
+from dinomed.datasets.splits import RATIOS
 from dinomed.errors import UsageError
 
 TESTS = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def by_series(manifest: Manifest, column: str) -> dict[str, set[str | None]]:
 
 
 def test_the_images_of_a_patient_are_in_one_split_and_no_output_holds_the_patient(series: Path, tmp_path: Path) -> None:
-    result = scan_with_report(series, out=tmp_path / "m.csv")
+    result = scan_with_report(series, out=tmp_path / "m.csv", ratios=RATIOS)
     groups = by_series(result.manifest, "group")
     assert groups.pop("plain.png") == {None}
     assert [len(names) for names in groups.values()] == [1, 1, 1]
@@ -137,7 +138,7 @@ def clips(tmp_path: Path) -> Path:
 
 
 def test_clips_of_a_patient_are_one_group(clips: Path) -> None:
-    result = scan_with_report(clips, videos=True, **EVERY)
+    result = scan_with_report(clips, videos=True, ratios=RATIOS, **EVERY)
     groups = by_series(result.manifest, "group")
     assert groups["0.dcm"] == groups["1.dcm"]
     assert len(set.union(*groups.values())) == 4

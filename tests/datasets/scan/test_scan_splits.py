@@ -9,6 +9,7 @@ import pytest
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.splits import check_splits
 from dinomed.errors import UsageError
+from dinomed.pretrain.data.select_images import select_images
 
 
 def test_folder_names_give_classes_and_splits(
@@ -96,3 +97,33 @@ def test_the_origin_of_given_splits_is_named_with_the_option_that_makes_new_ones
     ]
     made = scan(folder, "labels.csv", group="lesion_id", split="none")
     assert not [line for line in [*made.notes, *made.warnings] if "split=none" in line]
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),
+    [
+        ({"mask": "none"}, False),  # a raw pool
+        ({"mask": "none", "ratios": (0.5, 0.2, 0.3)}, True),
+        ({"mask": "none", "split": "none"}, True),
+        ({}, True),  # masks
+        ({"labels": "patients.csv", "group": "patient", "mask": "none"}, False),
+        ({"labels": "patients.csv", "group": "patient", "mask": "none", "keep": ["age"]}, True),
+        ({"labels": "labels.csv", "mask": "none"}, True),
+    ],
+)
+def test_a_pool_without_anything_to_learn_has_no_splits_unless_they_are_asked_for(
+    folder: Path, options: dict[str, Any], made: bool
+) -> None:
+    rows = "".join(f"images/{i}.png,P{i // 2},{40 + i}\n" for i in range(10))
+    (folder / "patients.csv").write_text("image,patient,age\n" + rows)
+    result = scan(folder, options.pop("labels", None), **options)
+    assert result.manifest.has("split") == made
+    assert any(line.startswith("no splits are made, since there are no labels") for line in result.notes) != made
+    if "ratios" in options:
+        assert result.manifest.column("split").count("train") == 5
+
+
+def test_pretraining_uses_every_image_of_a_pool(folder: Path) -> None:
+    pool = scan(folder, mask="none").manifest
+    train, held_aside = select_images(pool, 2, 0)
+    assert (len(train), len(held_aside)) == (10, 0)

@@ -15,6 +15,7 @@ from dinomed.apps.api.data.datasets import scan_with_report
 from dinomed.apps.cli import main
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.pixels import read_row
+from dinomed.datasets.splits import RATIOS
 from dinomed.datasets.synthetic.endoscopy import write_endoscopy
 from dinomed.errors import UsageError
 from dinomed.images.frames import FrameReference, frame_path, parse_frame
@@ -147,7 +148,7 @@ def test_a_frame_of_several_videos_joins_no_videos_and_is_in_no_new_split(tmp_pa
     for video in range(8):
         write_dicom(tmp_path / "in" / f"{video}.dcm", [*frames[3 * video : 3 * video + 3], card])
     shutil.copy(tmp_path / "in" / "0.dcm", tmp_path / "in" / "copy.dcm")
-    result = scan_with_report(tmp_path / "in", videos=True, **EVERY)
+    result = scan_with_report(tmp_path / "in", videos=True, ratios=RATIOS, **EVERY)
     rows = result.manifest.table.to_pylist()
     assert {row["split"] for row in rows if row["frame"] == "3"} == {None}
     splits = {row["video"]: row["split"] for row in rows if row["frame"] != "3"}
@@ -155,7 +156,7 @@ def test_a_frame_of_several_videos_joins_no_videos_and_is_in_no_new_split(tmp_pa
     assert splits["0.dcm"] == splits["copy.dcm"]
     assert any(line.startswith("9 frames are identical in videos of different groups") for line in result.notes)
     (tmp_path / "t.csv").write_text("image,patient\n" + "".join(f"{video}.dcm,P\n" for video in [*range(8), "copy"]))
-    one = dinomed.scan(tmp_path / "in", tmp_path / "t.csv", group="patient", videos=True, **EVERY)
+    one = dinomed.scan(tmp_path / "in", tmp_path / "t.csv", group="patient", videos=True, ratios=RATIOS, **EVERY)
     assert len(set(one.column("split"))) == 1  # of one patient
 
 
