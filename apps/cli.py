@@ -281,7 +281,3 @@ def _explain(error: Exception, options: Mapping[str, str], *, as_json: bool) -> 
         if as_json and not printed_reports:
             print(json.dumps({"error": line.removeprefix("error: ")}))
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -18,6 +18,7 @@ _NAMED = {
     "Manifest": "a manifest", "FrozenBackbone": "a loaded backbone", "Predictor": "a loaded adapter",
     "ImageIndex": "a loaded index", "HasFolder": "the result of the function that wrote it", "device": "a torch.device",
 }  # fmt: skip
+_MAX_PATH, _MAX_NAME = 4096, 255  # bytes, on Linux
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,8 +52,20 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: M
         if not _fits(value, hint):
             kind = "None" if value is None else f"of type {type(value).__name__}"
             raise UsageError(f"`{name}` is {kind}; give {_describe(hint)}")
-        if isinstance(value, str) and value == "" and Path in hint_options(hint):
-            raise UsageError(f"`{name}` is an empty text; give {_describe(hint)}")
+        if Path in hint_options(hint) and isinstance(value, str | os.PathLike):
+            _check_path(name, os.fsdecode(value), hint)
+
+
+def _check_path(name: str, path: str, hint: Any) -> None:
+    """Raise a `UsageError` for a path that is empty, or longer than a system opens."""
+    if path == "":
+        raise UsageError(f"`{name}` is an empty text; give {_describe(hint)}")
+    sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.split(os.sep)]
+    if max(sizes) > _MAX_NAME or sum(sizes) + len(sizes) > _MAX_PATH:
+        raise UsageError(
+            f"`{name}` is a path of {len(path):,} characters; a path may have at most {_MAX_PATH - 1:,} bytes, and each "
+            f"name in it {_MAX_NAME}"
+        )
 
 
 def resolve_hint(function: Callable[..., Any], name: str) -> Any:

@@ -48,7 +48,7 @@ class RunConfig(Config):
         description="set the number of prototypes from the number of images and the teacher momentum from the batch "
         "size (dinomed.pretrain.optim.scaling_rules)",
     )
-    workers: int = Field(2, ge=0, description="data-loading processes for each training process")
+    workers: int = Field(2, ge=0, le=256, description="data-loading processes for each training process")
     parallel: Literal["replicate", "shard"] = Field(
         "replicate", description="with several processes: each holds the whole model, or a shard of it (FSDP2)"
     )

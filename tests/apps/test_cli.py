@@ -20,7 +20,7 @@ from dinomed.log import logger
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "dinomed.apps.cli", *arguments],
+        [sys.executable, "-m", "dinomed", *arguments],
         capture_output=True, text=True, timeout=300, env={**os.environ, **environment},
     )  # fmt: skip
 

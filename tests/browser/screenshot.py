@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser.add_argument("--scale", type=float, default=1.0, help="pixels of the screen for each px of the page")
     options = parser.parse_args()
     whole = bool(options.classify or options.index or options.batch)
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "all" if whole else "segment", "--no-browser"]
+    command = [sys.executable, "-m", "dinomed", "demo", "all" if whole else "segment", "--no-browser"]
     command += ["--segment" if whole else "--adapter", options.adapter]
     command += ["--classify", options.classify] if options.classify else []
     command += ["--index", options.index] if options.index else []

@@ -57,7 +57,7 @@ def demo_words(made: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
-    command = [sys.executable, "-m", "dinomed.apps.cli", *demo_words(made), "--abstain", str(ABSTAINED)]
+    command = [sys.executable, "-m", "dinomed", *demo_words(made), "--abstain", str(ABSTAINED)]
     with serve(command, tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 

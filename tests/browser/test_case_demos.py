@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["retrieve", "classify"])
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory, request):
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", request.param, "--index", str(made / "idx")]
+    command = [sys.executable, "-m", "dinomed", "demo", request.param, "--index", str(made / "idx")]
     if request.param == "classify":
         command += ["--adapter", str(made / "cls")]
     with serve([*command, "--no-browser", "--device", "cpu"], tmp_path_factory.mktemp("demo") / "tmp") as demo:

@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, made: Path, tmp_path_factory: pytest.TempPathFactory):
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "--adapter", str(made / "seg")]
+    command = [sys.executable, "-m", "dinomed", "demo", "segment", "--adapter", str(made / "seg")]
     with serve([*command, "--no-browser", "--device", "cpu"], tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 

@@ -41,7 +41,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def demo(browser, serve, adapters: Path, tmp_path_factory: pytest.TempPathFactory):
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "--adapter", str(adapters / "seg")]
+    command = [sys.executable, "-m", "dinomed", "demo", "segment", "--adapter", str(adapters / "seg")]
     with serve([*command, "--no-browser", "--device", "cpu"], tmp_path_factory.mktemp("demo") / "tmp") as demo:
         yield demo
 

@@ -22,7 +22,7 @@ def demo(
         ["index", str(lesion_manifest), "-b", str(tiny_backbone), "-o", str(folder / "index"), "--quiet", "--json"]
     )
     command = [
-        sys.executable, "-m", "dinomed.apps.cli", "demo", "retrieve", "--index", str(folder / "index"), "--no-browser",
+        sys.executable, "-m", "dinomed", "demo", "retrieve", "--index", str(folder / "index"), "--no-browser",
         "--device", "cpu",
     ]  # fmt: skip
     with serve(command, folder / "tmp") as demo:

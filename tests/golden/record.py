@@ -36,7 +36,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 
 def run_command(*words: object) -> dict[str, Any]:
     """Run one dinomed command in a process of its own and return the JSON that it prints."""
-    command = [sys.executable, "-m", "dinomed.apps.cli", *map(str, words), "--json", "--quiet"]
+    command = [sys.executable, "-m", "dinomed", *map(str, words), "--json", "--quiet"]
     environment = {**os.environ, **ENVIRONMENT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -50,7 +50,7 @@ def logged(run: Path) -> list[tuple[int, float]]:
 
 
 def command(config: Path, data: Path, out: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "dinomed.apps.cli", "pretrain", str(config), "--data", str(data), "-o", str(out),
+    return [sys.executable, "-m", "dinomed", "pretrain", str(config), "--data", str(data), "-o", str(out),
             "--device", "cpu", *options]  # fmt: skip
 
 

@@ -180,7 +180,7 @@ def test_a_killed_command_is_resumed_and_a_terminated_command_prints_how_to_resu
 
     def command(out: str) -> list[str]:
         return [
-            sys.executable, "-m", "dinomed.apps.cli", "train", "segment", "--head", "dpt", "--backbone",
+            sys.executable, "-m", "dinomed", "train", "segment", "--head", "dpt", "--backbone",
             str(tiny_backbone), "--data", str(lesion_manifest), "--cache", str(tmp_path / "cache"), "--device", "cpu",
             "-o", str(tmp_path / out), *sets,
         ]  # fmt: skip

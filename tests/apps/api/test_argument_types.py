@@ -55,6 +55,15 @@ def test_the_message_says_what_is_accepted() -> None:
     assert refused("load_backbone", "a", device=3) == "`device` is of type int; give a text or a torch.device"
 
 
+@pytest.mark.parametrize("path", ["x" * 256, "x/" * 2500, "ä" * 128])
+def test_a_path_that_no_system_opens_is_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="too long"):
+        (tmp_path / path).exists() or (tmp_path / path).stat()
+    assert refused("scan", path).startswith(f"`folder` is a path of {len(path):,} characters; a path may have at most")
+    assert "`out` is a path" in refused("scan", tmp_path, out=Path(path))
+    assert "is not a folder" in refused("scan", "x" * 255) or "does not exist" in refused("scan", "x" * 255)
+
+
 def test_other_forms_of_accepted_values_pass(tmp_path: Path) -> None:
     import torch
 

@@ -40,7 +40,7 @@ def test_table_manifest_and_list_of_unreadable_files(lesions: Path, tmp_path: Pa
 
 def test_json_is_the_only_thing_on_stdout(lesions: Path, tmp_path: Path) -> None:
     """In a process of its own, so that lines of libraries and of decoding processes count too."""
-    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "--labels", "labels.csv"]
+    command = [sys.executable, "-m", "dinomed", "scan", str(lesions), "--labels", "labels.csv"]
     command += ["-o", str(tmp_path / "m.csv"), "--json", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     report, messages = json.loads(done.stdout), done.stderr
@@ -55,7 +55,7 @@ def test_same_bytes_under_any_locale_and_time_zone(lesions: Path, tmp_path: Path
         {"LC_ALL": "C", "TZ": "UTC"},
         {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo", "PYTHONUTF8": "0", "HOME": ""},
     ]
-    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "--labels", "labels.csv"]
+    command = [sys.executable, "-m", "dinomed", "scan", str(lesions), "--labels", "labels.csv"]
     for name, place in zip("ab", places, strict=True):
         out = str(tmp_path / name / "m.csv")
         subprocess.run([*command, "-o", out], env=os.environ | place, check=True, capture_output=True, timeout=300)
@@ -107,7 +107,7 @@ def test_bad_requests_get_one_line(
 
 
 def test_a_bad_request_gets_one_line_from_its_process(lesions: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dinomed.apps.cli", "scan", str(lesions), "-o", str(tmp_path / "m.txt")]
+    command = [sys.executable, "-m", "dinomed", "scan", str(lesions), "-o", str(tmp_path / "m.txt")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
 

@@ -224,7 +224,7 @@ def test_a_folder_of_something_else_is_not_written_into(tmp_path: Path, capsys: 
 @pytest.mark.long
 def test_of_two_processes_in_one_folder_the_second_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "dinomed.apps.cli", "quickstart", "--no-demo", "-o", str(out)]
+    command = [sys.executable, "-m", "dinomed", "quickstart", "--no-demo", "-o", str(out)]
     with subprocess.Popen([*command, "--count", "4000"], stderr=subprocess.DEVNULL) as first:
         try:
             while not (out / "lesions.json").exists() and first.poll() is None:

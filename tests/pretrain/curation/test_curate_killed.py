@@ -42,7 +42,7 @@ def settings(raw: Any) -> list[str]:
 
 
 def run(arguments: list[str]) -> None:
-    subprocess.run([sys.executable, "-m", "dinomed.apps.cli", *arguments], check=True, timeout=LIMIT, stdout=-3)
+    subprocess.run([sys.executable, "-m", "dinomed", *arguments], check=True, timeout=LIMIT, stdout=-3)
 
 
 def result_of(output: Path) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ def run(count: int, config: PretrainConfig, data: Path, out: Path, *options: str
     path = out.with_suffix(".yaml")
     path.write_text(to_yaml(config))
     command = ["pretrain", str(path), "--data", str(data), "-o", str(out), "--device", "cpu", *options]
-    command = [sys.executable, "-m", "dinomed.apps.cli", *command, "--nproc", str(count)]
+    command = [sys.executable, "-m", "dinomed", *command, "--nproc", str(count)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -128,7 +128,7 @@ def test_two_processes_distil_a_backbone_of_another_library_as_one(
     config = tiny(distill={"method": "features"}, run={"steps": 2, "parallel": parallel})
     pretrain(config, pictures, tmp_path / "one", device="cpu", teacher=tmp_path / "clip")
     (tmp_path / "two.yaml").write_text(to_yaml(config))
-    command = [sys.executable, "-m", "dinomed.apps.cli", "distill", str(tmp_path / "two.yaml"), "--data", str(pictures)]
+    command = [sys.executable, "-m", "dinomed", "distill", str(tmp_path / "two.yaml"), "--data", str(pictures)]
     command += ["--teacher", str(tmp_path / "clip"), "-o", str(tmp_path / "two"), "--device", "cpu", "--nproc", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -240,7 +240,7 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(tiny: Tiny, picture
 def start(config: Path, data: Path, out: Path) -> subprocess.Popen[str]:
     command = ["pretrain", str(config), "--data", str(data), "-o", str(out), "--device", "cpu", "--nproc", "2"]
     return subprocess.Popen(
-        [sys.executable, "-m", "dinomed.apps.cli", *command],
+        [sys.executable, "-m", "dinomed", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
