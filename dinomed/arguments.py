@@ -63,7 +63,7 @@ def _check_path(name: str, path: str, hint: Any) -> None:
     sizes = [len(part.encode("utf-8", "surrogatepass")) for part in path.split(os.sep)]
     if max(sizes) > _MAX_NAME or sum(sizes) + len(sizes) > _MAX_PATH:
         raise UsageError(
-            f"`{name}` is a path of {len(path):,} characters; a path may have at most {_MAX_PATH - 1:,} bytes, and each "
+            f"`{name}` is a path of {len(path):,} characters; a path has at most {_MAX_PATH - 1:,} bytes, and each "
             f"name in it {_MAX_NAME}"
         )
 

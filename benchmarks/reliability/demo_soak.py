@@ -231,7 +231,7 @@ def served(folder: Path, adapter: Path, **environment: str) -> Iterator[tuple[su
     """
     (folder / "tmp").mkdir()
     log = folder / "stderr.txt"
-    command = [sys.executable, "-m", "dinomed.apps.cli", "demo", "segment", "-a", str(adapter)]
+    command = [sys.executable, "-m", "dinomed", "demo", "segment", "-a", str(adapter)]
     with log.open("w") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0", "--no-browser", "--device", "cpu"], stdout=subprocess.PIPE, stderr=errors,

@@ -62,7 +62,7 @@ class Training:
     """The pretraining command in its own session; `folder` is its run folder."""
 
     def __init__(self, config: Path, data: Path, folder: Path, *, resume: bool) -> None:
-        words = ["-m", "dinomed.apps.cli", "pretrain", str(config), "--data", str(data), "-o", str(folder)]
+        words = ["-m", "dinomed", "pretrain", str(config), "--data", str(data), "-o", str(folder)]
         words += ["--device", "cpu", *(["--resume"] if resume else [])]
         self.folder, self.errors = folder, data.with_name("stderr.txt")
         with self.errors.open("w") as errors:

@@ -31,7 +31,7 @@ def launch(count: int, arguments: Sequence[str]) -> None:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "dinomed.apps.cli", *arguments)
+        elastic_launch(config, sys.executable)("-m", "dinomed", *arguments)
     except SignalException as stopped:
         raise SystemExit(128 + stopped.sigval.value) from None
     except ChildFailedError as error:

@@ -196,7 +196,7 @@ def test_a_signal_ends_a_command_quietly(place: str, number: int, code: int) -> 
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m dinomed.apps.cli --help | true"
+    command = f"{sys.executable} -m dinomed --help | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.stderr == ""
 
