@@ -4,10 +4,10 @@
     python benchmarks/pretrain/recipe_search.py --data runs/derm.parquet --variants base --scaling 3,12,45,150
     python benchmarks/pretrain/recipe_search.py --data runs/derm.parquet --test
 
-A variant is `base` (`configs/pretrain/vit_tiny_cpu.yaml`) or a config of `configs/ablations/`. A few steps of each
-variant are timed first, in turn with `base`; then every run has as many steps as fit into the minutes of processor time
-(all threads together), and its schedules have this length. Images are read and cropped in the same process, so their
-time counts.
+A variant is `base` (`configs/pretrain/vit_tiny_cpu.yaml`) or a config of `configs/ablations/`. Those whose names begin
+with `distill` learn from the run `--teacher`, whose own training does not count. A few steps of each variant are timed
+first, in turn with `base`; then every run has as many steps as fit into the minutes of processor time (all threads
+together), and its schedules have this length. Images are read and cropped in the same process, so their time counts.
 
 Every backbone, also the untrained one, is judged on val at the same image size (`--size`): macro AUROC of k-NN (k = 20)
 and of logistic regression on frozen class tokens, and Dice of one fixed dense probe, a linear head on frozen patch
@@ -50,7 +50,7 @@ from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.run_folder import CHECKPOINTS, UNTRAINED
 from dinomed.pretrain.trainer import pretrain
 
-BASE = "base"
+BASE, DISTILLED = "base", "distill"
 CONFIGS = "configs/ablations"
 RECIPE = "configs/pretrain/vit_tiny_cpu.yaml"
 K = 20
@@ -89,9 +89,11 @@ class Results:
 class Search:
     """The runs of a search in one folder, with their judgements."""
 
-    def __init__(self, data: Path, pool: Path, out: Path, size: int, masks: Sequence[int]) -> None:
+    def __init__(
+        self, data: Path, pool: Path, out: Path, size: int, masks: Sequence[int], teacher: Path | None = None
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.pool, self.out, self.size, self.masks = pool, out, size, masks
+        self.pool, self.out, self.size, self.masks, self.teacher = pool, out, size, masks, teacher
         self.labelled = read_manifest(data)
         self.results = Results(out / "results.jsonl")
 
@@ -104,6 +106,14 @@ class Search:
             "run.checkpoint_every": every, "frozen_size": self.size,
         }  # fmt: skip
         return load_config(PretrainConfig, path, [f"{key}={value}" for key, value in settings.items()])
+
+    def teacher_of(self, variant: str) -> Path | None:
+        """Return the run from which a variant is distilled, None for a variant that learns from the images alone."""
+        if not variant.startswith(DISTILLED):
+            return None
+        if self.teacher is None:
+            raise SystemExit(f"{variant} is distilled from a run; name it with --teacher")
+        return self.teacher
 
     def time_steps(self, variants: Sequence[str]) -> None:
         """Time the variants that are not timed yet: `base` and each of them in turn, so that all have the same load.
@@ -135,7 +145,10 @@ class Search:
         """Return the processor seconds of a run of `steps` steps."""
         with tempfile.TemporaryDirectory(dir=self.out) as folder:
             began = time.process_time()
-            pretrain(self.config(variant, steps, 0, 1), self.pool, Path(folder) / "run", device="cpu")
+            pretrain(
+                self.config(variant, steps, 0, 1), self.pool, Path(folder) / "run", device="cpu",
+                teacher=self.teacher_of(variant),
+            )  # fmt: skip
             return time.process_time() - began
 
     def seconds_per_step(self, variant: str) -> float:
@@ -155,6 +168,7 @@ class Search:
                 pretrain(
                     self.config(variant, steps, seed, minutes), self.pool, out, device="cpu",
                     resume=(out / CHECKPOINTS).exists(), overwrite=not (out / CHECKPOINTS).exists(),
+                    teacher=self.teacher_of(variant),
                 )  # fmt: skip
             finally:
                 self.results.add(kind="sitting", **key, seconds=time.process_time() - began)
@@ -272,6 +286,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pool", type=Path, help="manifest or folder of the training images; default: train of --data")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/recipe_search"))
     parser.add_argument("--variants", nargs="*", default=[BASE], help="base, or names of configs in configs/ablations")
+    parser.add_argument("--teacher", type=Path, help="run folder that the variants distill_... learn from")
     parser.add_argument("--minutes", type=float, default=12.0, help="processor minutes of each run")
     parser.add_argument("--scaling", type=parse_numbers, help="minutes of a curve, such as 3,12,45,150; for --minutes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -286,8 +301,9 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_args(words)
     torch.set_num_threads(arguments.threads)
     search = Search(
-        arguments.data, arguments.pool or arguments.data, arguments.output, arguments.size, sorted(arguments.masks)
-    )
+        arguments.data, arguments.pool or arguments.data, arguments.output, arguments.size, sorted(arguments.masks),
+        arguments.teacher,
+    )  # fmt: skip
     columns = ["knn", "auroc", *(f"dice_{count}" for count in search.masks)]
     split = "test" if arguments.test else "val"
     if arguments.test:

@@ -85,6 +85,25 @@ def test_a_variant_that_is_timed_on_a_busier_machine_has_the_same_budget(
     assert search.seconds_per_step("small_batch") == pytest.approx(0.25)
 
 
+def test_only_the_distilled_variants_have_the_teacher(
+    search_module: ModuleType, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, teachers = SimpleNamespace(now=0.0), dict[str, Path | None]()
+
+    def train(config: Any, data: Path, out: Path, *, teacher: Path | None = None, **_: Any) -> None:
+        clock.now += config.run.steps
+        teachers.setdefault(f"{config.backbone.embed_dim} {config.distill.method}", teacher)
+
+    monkeypatch.setattr(search_module, "pretrain", train)
+    monkeypatch.setattr(search_module.time, "process_time", lambda: clock.now)
+    monkeypatch.setattr(search_module.Search, "measure", lambda *_: {"knn": 0.5, "auroc": 0.8, "dice_25": 0.7})
+    words = ["--data", str(lesion_manifest), "-o", str(tmp_path), "--minutes", "1", "--masks", "25"]
+    with pytest.raises(SystemExit, match="distill_features is distilled from a run; name it with --teacher"):
+        search_module.main([*words, "--variants", "distill_features"])
+    search_module.main([*words, "--variants", "small_student", "distill_features", "--teacher", "runs/large"])
+    assert teachers == {"128 heads": None, "64 heads": None, "64 features": Path("runs/large")}
+
+
 def test_an_interrupted_run_continues_and_its_time_counts(
     search_module: ModuleType, lesion_manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
