@@ -7,7 +7,7 @@ import numpy as np
 
 from dinomed.html.drawing import EDGE, PALETTE, SOFT, Drawing
 from dinomed.html.page import scrolling_table
-from dinomed.html.plots import COLORS
+from dinomed.html.plots import COLORS, TICK_SIZE, place_drawing
 
 Points = Sequence[tuple[float, float]]
 Band = tuple[float, float, float]
@@ -29,29 +29,24 @@ def square(
         diagonal: draw the line from (0, 0) to (1, 1): chance, or perfect calibration.
         dots: mark the points.
     """
-    paths, keys = "", ""
-    for number, (name, points) in enumerate(lines.items()):
-        color = f"var(--c{number % COLORS})"
-        drawn = [_place(x, y) for x, y in thin(points)]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
-        paths += f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.7"/>'
-        if dots:
-            paths += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{color}"/>' for x, y in drawn)
-        keys += f'<span class="key"><b style="color:{color}">–</b> {escape(name)}</span> '
+    drawing = Drawing(_LEFT + _SIDE + 14, _TOP + _SIDE + _BOTTOM, caption)
     (x0, y0), (x1, y1) = _place(0, 0), _place(1, 1)
-    frame = f'<rect x="{x0}" y="{y1}" width="{x1 - x0}" height="{y0 - y1}" fill="none" stroke="var(--edge)"/>'
+    drawing.frame((x0, y1, x1 - x0, y0 - y1), EDGE, 1)
     if diagonal:
-        frame += f'<line x1="{x0}" y1="{y0}" x2="{x1}" y2="{y1}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
+        drawing.line([(x0, y0), (x1, y1)], SOFT, 1, dashed=True)
     for value in (0, 0.5, 1):
         x, y = _place(value, value)
-        frame += f'<text x="{x}" y="{y0 + 14}" text-anchor="middle">{value:g}</text>'
-        frame += f'<text x="{x0 - 5}" y="{y + 4}" text-anchor="end">{value:g}</text>'
-    frame += f'<text x="{(x0 + x1) / 2}" y="{y0 + 28}" text-anchor="middle">{escape(axes[0])}</text>'
-    middle = (y0 + y1) / 2
-    frame += (
-        f'<text x="11" y="{middle}" text-anchor="middle" transform="rotate(-90 11 {middle})">{escape(axes[1])}</text>'
-    )
-    return _figure(frame + paths, _LEFT + _SIDE + 14, _TOP + _SIDE + _BOTTOM, caption, keys)
+        drawing.text((x, y0 + 14), f"{value:g}", size=TICK_SIZE, color=SOFT, anchor="middle")
+        drawing.text((x0 - 5, y + 4), f"{value:g}", size=TICK_SIZE, color=SOFT, anchor="end")
+    drawing.text(((x0 + x1) / 2, y0 + 28), axes[0], size=TICK_SIZE, color=SOFT, anchor="middle")
+    drawing.text((11, (y0 + y1) / 2), axes[1], size=TICK_SIZE, color=SOFT, anchor="middle", upright=True)
+    for number, points in enumerate(lines.values()):
+        color = PALETTE[number % COLORS]
+        drawn = [_place(x, y) for x, y in thin(points)]
+        drawing.line(drawn, color, 1.7)
+        for point in drawn if dots else ():
+            drawing.dot(point, 2.6, color)
+    return place_drawing(drawing, caption, list(lines))
 
 
 def bands(
@@ -65,14 +60,7 @@ def bands(
     drawing = draw_bands(lines, ticks, caption, axes, marks)
     if drawing is None:
         return ""
-    keys = "".join(
-        f'<span class="key"><b style="color:var(--c{number % COLORS})">–</b> {escape(name)}</span> '
-        for number, name in enumerate(lines)
-    )
-    return (
-        f'<figure class="wide" style="width:{drawing.width:g}px">{drawing.to_svg(themed=True)}'
-        f"<figcaption>{escape(drawing.label)}<br>{keys}</figcaption></figure>"
-    )
+    return place_drawing(drawing, drawing.label, list(lines))
 
 
 def draw_bands(
@@ -113,7 +101,7 @@ def draw_bands(
     for value in np.linspace(low + margin, high - margin, 4):
         y = place(0, value)[1]
         drawing.line([(left, y), (width - 4, y)], EDGE, 0.7)
-        drawing.text((left - 4, y + 4), f"{value:.2f}", size=11, color=SOFT, anchor="end")
+        drawing.text((left - 4, y + 4), f"{value:.2f}", size=TICK_SIZE, color=SOFT, anchor="end")
     for number, rows in enumerate(lines.values()):
         color = PALETTE[number % COLORS]
         known = [(index, row) for index, row in enumerate(rows) if np.isfinite(row).all()]
@@ -126,10 +114,10 @@ def draw_bands(
     for name, value in marks.items():
         y = place(0, value)[1]
         drawing.line([(left, y), (width - 4, y)], SOFT, 1, dashed=True)
-        drawing.text((width - 6, y - 4), f"{name}: {value:.2f}", size=11, color=SOFT, anchor="end")
+        drawing.text((width - 6, y - 4), f"{name}: {value:.2f}", size=TICK_SIZE, color=SOFT, anchor="end")
     for index, tick in enumerate(ticks):
-        drawing.text((place(index, low)[0], height - 20), tick, size=11, color=SOFT, anchor="middle")
-    drawing.text(((left + width) / 2, height - 5), axes[0], size=11, color=SOFT, anchor="middle")
+        drawing.text((place(index, low)[0], height - 20), tick, size=TICK_SIZE, color=SOFT, anchor="middle")
+    drawing.text(((left + width) / 2, height - 5), axes[0], size=TICK_SIZE, color=SOFT, anchor="middle")
     if legend:
         drawing.text((left, 14), drawing.label, size=12, bold=True)
         for number, name in enumerate(lines):
@@ -184,10 +172,3 @@ def thin(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
 
 def _place(x: float, y: float) -> tuple[float, float]:
     return _LEFT + x * _SIDE, _TOP + (1 - y) * _SIDE
-
-
-def _figure(shapes: str, width: int, height: int, caption: str, keys: str) -> str:
-    return (
-        f'<figure class="wide" style="width:{width}px"><svg viewBox="0 0 {width} {height}" width="100%" role="img" '
-        f'aria-label="{escape(caption)}">{shapes}</svg><figcaption>{escape(caption)}<br>{keys}</figcaption></figure>'
-    )

@@ -73,6 +73,13 @@ class _Dots:
 
 
 @dataclass(frozen=True)
+class _Bar:
+    box: Box
+    color: str
+    label: str
+
+
+@dataclass(frozen=True)
 class _Frame:
     box: Box
     color: str
@@ -87,9 +94,10 @@ class _Text:
     color: str
     anchor: str
     bold: bool
+    upright: bool
 
 
-_Shape: TypeAlias = _Image | _Line | _Area | _Dot | _Dots | _Frame | _Text
+_Shape: TypeAlias = _Image | _Line | _Area | _Dot | _Dots | _Bar | _Frame | _Text
 
 
 class Drawing:
@@ -125,15 +133,30 @@ class Drawing:
         """Draw many circles of one colour, with centres (n, 2); they are a little transparent."""
         self._shapes.append(_Dots(centres, radius, color))
 
+    def bar(self, box: Box, color: str, label: str = "") -> None:
+        """Fill a box; the label is shown where the pointer rests on it."""
+        self._shapes.append(_Bar(box, color, label))
+
     def frame(self, box: Box, color: str, width: float = 2) -> None:
         """Draw the outline of a box."""
         self._shapes.append(_Frame(box, color, width))
 
     def text(
-        self, place: Point, text: str, *, size: float = 13, color: str = TEXT, anchor: str = "start", bold: bool = False
+        self,
+        place: Point,
+        text: str,
+        *,
+        size: float = 13,
+        color: str = TEXT,
+        anchor: str = "start",
+        bold: bool = False,
+        upright: bool = False,
     ) -> None:
-        """Write a line of text; `place` is on its base line, at its start, middle or end as `anchor` says."""
-        self._shapes.append(_Text(place, text, size, color, anchor, bold))
+        """Write a line of text; `place` is on its base line, at its start, middle or end as `anchor` says.
+
+        An `upright` line runs from the bottom to the top, as the name of a vertical axis.
+        """
+        self._shapes.append(_Text(place, text, size, color, anchor, bold, upright))
 
     def to_svg(self, *, themed: bool = False) -> str:
         """Return the SVG element. In a page, `themed` text has the colour of the page, and no background is drawn."""
@@ -242,17 +265,22 @@ def _svg(shape: _Shape, themed: bool) -> str:
             f'<path d="{path}" stroke="{color}" stroke-width="{2 * shape.radius:.1f}" stroke-linecap="round" '
             'stroke-opacity="0.65"/>'
         )
+    if isinstance(shape, _Bar):
+        title = f"<title>{escape(shape.label)}</title>" if shape.label else ""
+        return f'<rect {_box(shape.box)} fill="{color}">{title}</rect>'
     if isinstance(shape, _Frame):
-        x, y, width, height = shape.box
-        return (
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
-            f'stroke="{shape.color}" stroke-width="{shape.width:g}"/>'
-        )
+        return f'<rect {_box(shape.box)} fill="none" stroke="{color}" stroke-width="{shape.width:g}"/>'
+    x, y = shape.place
     weight = ' font-weight="600"' if shape.bold else ""
+    turned = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if shape.upright else ""
     return (  # as a style: the style sheet of a page has a colour and a size for text
-        f'<text x="{shape.place[0]:.1f}" y="{shape.place[1]:.1f}" text-anchor="{shape.anchor}"{weight} '
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{shape.anchor}"{weight}{turned} '
         f'style="fill:{color};font-size:{shape.size:g}px">{escape(shape.text)}</text>'
     )
+
+
+def _box(box: Box) -> str:
+    return 'x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"'.format(*box)
 
 
 def _points(points: Sequence[Point]) -> str:
@@ -294,6 +322,9 @@ def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: 
         r = shape.radius * scale
         for x, y in shape.centres * scale:
             pen.ellipse((x - r, y - r, x + r, y + r), fill=shape.color)
+    elif isinstance(shape, _Bar):
+        x, y, width, height = (value * scale for value in shape.box)
+        pen.rectangle((x, y, x + width, y + height), fill=shape.color)
     elif isinstance(shape, _Frame):
         x, y, width, height = (value * scale for value in shape.box)
         line = max(1, round(shape.width * scale))
@@ -301,10 +332,17 @@ def _paint(shape: _Shape, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: 
         box = (x - grow, y - grow, x + width + grow, y + height + grow)
         pen.rectangle(box, outline=shape.color, width=line)
     else:
-        font = ImageFont.load_default(size=shape.size * scale)
-        anchor = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
-        place = (shape.place[0] * scale, shape.place[1] * scale)
-        bold = scale / 4 if shape.bold else 0
-        pen.text(
-            place, shape.text, fill=shape.color, font=font, anchor=anchor, stroke_width=bold, stroke_fill=shape.color
-        )
+        _write(shape, canvas, pen, scale)
+
+
+def _write(shape: _Text, canvas: Image.Image, pen: ImageDraw.ImageDraw, scale: int) -> None:
+    font, anchor = ImageFont.load_default(size=shape.size * scale), {"start": "ls", "middle": "ms", "end": "rs"}
+    x, y, bold = shape.place[0] * scale, shape.place[1] * scale, scale / 4 if shape.bold else 0
+    if not shape.upright:
+        pen.text((x, y), shape.text, shape.color, font, anchor[shape.anchor], stroke_width=bold)
+        return
+    wide, high = canvas.size  # written on a plane that is turned to the left afterwards
+    turned = Image.new("L", (high, wide))
+    plane = ImageDraw.Draw(turned)
+    plane.text((high - y, x), shape.text, fill=255, font=font, anchor=anchor[shape.anchor], stroke_width=bold)
+    canvas.paste(ImageColor.getrgb(shape.color), (0, 0), turned.transpose(Image.Transpose.ROTATE_90))

@@ -5,10 +5,31 @@ from html import escape
 
 import numpy as np
 
-from dinomed.html.drawing import PALETTE, Drawing
+from dinomed.html.drawing import PALETTE, SOFT, Drawing
 
 COLORS = len(PALETTE)
 """Number of colours of groups."""
+TICK_SIZE = 11
+"""Size of the numbers and names of axes, px."""
+
+
+def place_drawing(drawing: Drawing, caption: str, names: Sequence[str] = (), mark: str = "–", wide: bool = True) -> str:
+    """Return a drawing as a figure of a page, with its caption and the names of its lines or groups below.
+
+    Args:
+        drawing: its colours of `PALETTE` follow the theme of the page.
+        caption: text below the drawing.
+        names: of the lines or groups, in the order of the colours.
+        mark: sign of a line or a group in the legend.
+        wide: the caption may be as wide as the drawing; otherwise the figures of a row have captions of one width.
+    """
+    keys = "".join(
+        f'<span class="key"><b style="color:var(--c{number % COLORS})">{mark}</b> {escape(name)}</span> '
+        for number, name in enumerate(names)
+    )
+    kind = f' class="wide" style="width:{drawing.width:g}px"' if wide else ""
+    legend = f"<br>{keys}" if keys else ""
+    return f"<figure{kind}>{drawing.to_svg(themed=True)}<figcaption>{escape(caption)}{legend}</figcaption></figure>"
 
 
 def curve(
@@ -34,25 +55,20 @@ def curve(
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = left + (x - first) / max(last - first, 1e-9) * (width - left - 8)
-        return round(across, 1), round(top + (high - y) / (high - low) * (height - bottom - top), 1)
+        return across, top + (high - y) / (high - low) * (height - bottom - top)
 
-    path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
-    lines = ""
+    drawing = Drawing(width, height, caption)
     for name, value in marks.items():
-        _, y = place(first, value)
-        lines += f'<line x1="{left}" x2="{width - 8}" y1="{y}" y2="{y}" stroke="var(--soft)" stroke-dasharray="3 3"/>'
-        lines += f'<text x="{width - 10}" y="{y - 3}" text-anchor="end">{escape(name)}</text>'
-    axis = "".join(
-        f'<text x="{left - 5}" y="{place(first, y)[1] + 4}" text-anchor="end">{y:.3g}</text>'
-        for y in (low + margin, (low + high) / 2, high - margin)
-    )
-    axis += f'<text x="{left}" y="{height - 6}">{first:g}</text>'
-    axis += f'<text x="{width - 8}" y="{height - 6}" text-anchor="end">{unit} {last:g}</text>'
-    return (
-        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="{escape(caption)}">{lines}{axis}<polyline points="{path}" fill="none" stroke="var(--line)" '
-        f'stroke-width="1.8"/></svg><figcaption>{escape(caption)}</figcaption></figure>'
-    )
+        y = place(first, value)[1]
+        drawing.line([(left, y), (width - 8, y)], SOFT, 1, dashed=True)
+        drawing.text((width - 10, y - 3), name, size=TICK_SIZE, color=SOFT, anchor="end")
+    for value in (low + margin, (low + high) / 2, high - margin):
+        y = place(first, value)[1]
+        drawing.text((left - 5, y + 4), f"{value:.3g}", size=TICK_SIZE, color=SOFT, anchor="end")
+    drawing.text((left, height - 6), f"{first:g}", size=TICK_SIZE, color=SOFT)
+    drawing.text((width - 8, height - 6), f"{unit} {last:g}", size=TICK_SIZE, color=SOFT, anchor="end")
+    drawing.line([place(*point) for point in points], PALETTE[0], 1.8)
+    return place_drawing(drawing, caption, wide=False)
 
 
 def draw_points(
@@ -82,10 +98,5 @@ def scatter(
     groups: Mapping[str, np.ndarray], caption: str, *, box: tuple[float, float, float, float], width: int = 460
 ) -> str:
     """Return a scatter plot of groups (`draw_points`) for a page, with their names and counts below."""
-    keys = "".join(
-        f'<span class="key"><b style="color:var(--c{number % COLORS})">●</b> {escape(name)} ({len(points):,})</span> '
-        for number, (name, points) in enumerate(groups.items())
-    )
-    plane = draw_points(groups, caption, box=box, width=width).to_svg(themed=True)
-    caption = f"{escape(caption)}<br>{keys}"
-    return f'<figure class="wide" style="width:{width}px">{plane}<figcaption>{caption}</figcaption></figure>'
+    names = [f"{name} ({len(points):,})" for name, points in groups.items()]
+    return place_drawing(draw_points(groups, caption, box=box, width=width), caption, names, "●")

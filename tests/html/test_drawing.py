@@ -63,6 +63,32 @@ def test_an_area_is_nearly_transparent_and_a_dashed_line_has_gaps_in_svg_and_png
     assert themed.count("polygon") == 1
 
 
+def test_an_upright_text_runs_from_the_bottom_to_the_top_around_its_middle() -> None:
+    boxes = {}
+    for upright in (False, True):
+        drawing = Drawing(60, 100, "axis")
+        drawing.text((30, 50), "name", anchor="middle", color="#ff0000", upright=upright)
+        ink = np.argwhere(np.asarray(drawing.to_image())[..., 1] < 128) / SCALE
+        boxes[upright] = *ink.min(axis=0), *ink.max(axis=0)  # top, left, bottom, right
+    (top, left, bottom, right), (high, first, low, last) = boxes[False], boxes[True]
+    assert (low - high, last - first) == pytest.approx((right - left, bottom - top), abs=1)  # px of smooth edges
+    assert (high + low) / 2 == pytest.approx(50, abs=1)
+    assert last <= 33  # above its base line, which is on the right; "name" has no letter below it
+    svg = drawing.to_svg()
+    assert 'transform="rotate(-90 30.0 50.0)"' in svg
+
+
+def test_a_bar_fills_its_box_and_says_what_it_counts() -> None:
+    drawing = Drawing(60, 40, "bars")
+    drawing.bar((10, 10, 20, 15), "#ff0000", "2 < 3")
+    pixels = np.asarray(drawing.to_image())
+    assert tuple(pixels[17 * SCALE, 20 * SCALE]) == (255, 0, 0)
+    assert tuple(pixels[28 * SCALE, 20 * SCALE]) == (255, 255, 255)
+    assert (
+        '<rect x="10.0" y="10.0" width="20.0" height="15.0" fill="#ff0000"><title>2 &lt; 3</title>' in drawing.to_svg()
+    )
+
+
 def test_colours_of_groups_follow_the_theme_of_a_page() -> None:
     drawing = Drawing(60, 40, "lines")
     drawing.line([(0, 10), (60, 10)], PALETTE[1])

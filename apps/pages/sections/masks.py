@@ -1,7 +1,6 @@
 """Section of a segmenter on the page of an evaluation: histogram of Dice, Dice by lesion size and by threshold."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,9 @@ from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.task import find_task
 from dinomed.adapters.tasks.segment.evaluated import EvaluatedMasks
 from dinomed.apps.pages.plots import square
+from dinomed.html.drawing import EDGE, PALETTE, SOFT, Drawing
 from dinomed.html.page import build_table, heading, paragraph
+from dinomed.html.plots import TICK_SIZE, place_drawing
 
 BINS = 20
 MAX_DOTS = 2000
@@ -49,21 +50,17 @@ def draw_histogram(values: np.ndarray) -> str:
         return ""
     counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
     highest = int(counts.max())
-    bars = ""
+    middle = float(np.median(values))
+    drawing = Drawing(_WIDTH, _HEIGHT, f"images: Images by Dice; red line: median {middle:.3f}")
     for count, left, right in zip(counts.tolist(), edges, edges[1:], strict=False):
         x0, x1 = _across(left), _across(right)
         height = count / highest * (_HEIGHT - _TOP - _BOTTOM)
-        bars += (
-            f'<rect x="{x0 + 0.5:.1f}" y="{_HEIGHT - _BOTTOM - height:.1f}" width="{x1 - x0 - 1:.1f}" '
-            f'height="{height:.1f}" fill="var(--c0)"><title>{left:.2f} to {right:.2f}: {count:,}</title></rect>'
-        )
-    middle = float(np.median(values))
-    x = _across(middle)
-    mark = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="var(--c1)" stroke-width="2"/>'
+        box = (x0 + 0.5, _HEIGHT - _BOTTOM - height, x1 - x0 - 1, height)
+        drawing.bar(box, PALETTE[0], f"{left:.2f} to {right:.2f}: {count:,}")
+    drawing.line([(_across(middle), _TOP), (_across(middle), _HEIGHT - _BOTTOM)], PALETTE[1], 2)
     ticks = [(_across(value), f"{value:g}") for value in (0, 0.25, 0.5, 0.75, 1)]
-    heights = [(_HEIGHT - _BOTTOM, "0"), (_TOP + 4, f"{highest:,}")]
-    caption = f"Images by Dice; red line: median {middle:.3f}"
-    return _figure(bars + mark, ticks, heights, ("Dice", "images"), caption)
+    _draw_axes(drawing, ticks, [(_HEIGHT - _BOTTOM, "0"), (_TOP + 4, f"{highest:,}")], "Dice")
+    return place_drawing(drawing, f"Images by Dice; red line: median {middle:.3f}")
 
 
 def draw_by_size(shares: np.ndarray, dice: np.ndarray) -> str:
@@ -78,16 +75,15 @@ def draw_by_size(shares: np.ndarray, dice: np.ndarray) -> str:
     def across(share: float) -> float:
         return _LEFT + (np.log10(share) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
-    dots = "".join(
-        f'<circle cx="{across(shares[i]):.1f}" cy="{_up(dice[i]):.1f}" r="2.6" fill="var(--c0)" fill-opacity="0.55"/>'
-        for i in chosen
-    )
+    shown = "" if len(chosen) == len(known) else f" ({len(chosen):,} of {len(known):,} images)"
+    drawing = Drawing(_WIDTH, _HEIGHT, f"Dice: Dice by lesion size{shown}")
+    drawing.dots(np.array([(across(shares[i]), _up(dice[i])) for i in chosen]), 2.6, PALETTE[0])
     marks = [value for value in (0.0001, 0.001, 0.01, 0.1, 0.3, 1.0) if low <= np.log10(value) <= high]
     marks = marks or [10 ** ((low + high) / 2)]
     ticks = [(across(value), f"{100 * value:.3g}%") for value in marks]
     heights = [(_up(value) + 4, f"{value:g}") for value in (0, 0.5, 1)]
-    shown = "" if len(chosen) == len(known) else f" ({len(chosen):,} of {len(known):,} images)"
-    return _figure(dots, ticks, heights, ("area of the reference mask", "Dice"), f"Dice by lesion size{shown}")
+    _draw_axes(drawing, ticks, heights, "area of the reference mask")
+    return place_drawing(drawing, f"Dice by lesion size{shown}")
 
 
 def _across(value: float) -> float:
@@ -98,23 +94,14 @@ def _up(value: float) -> float:
     return _HEIGHT - _BOTTOM - float(value) * (_HEIGHT - _TOP - _BOTTOM)
 
 
-def _figure(
-    shapes: str,
-    ticks: Sequence[tuple[float, str]],
-    heights: Sequence[tuple[float, str]],
-    axes: tuple[str, str],
-    caption: str,
-) -> str:
+def _draw_axes(
+    drawing: Drawing, ticks: Sequence[tuple[float, str]], heights: Sequence[tuple[float, str]], name: str
+) -> None:
+    """Draw both axes with their numbers (place, text), and the name of the horizontal one."""
     bottom = _HEIGHT - _BOTTOM
-    frame = (
-        f'<polyline points="{_LEFT},{_TOP} {_LEFT},{bottom} {_WIDTH - _RIGHT},{bottom}" fill="none" '
-        'stroke="var(--edge)"/>'
-    )
-    labels = "".join(f'<text x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{name}</text>' for x, name in ticks)
-    labels += "".join(f'<text x="{_LEFT - 5}" y="{y:.1f}" text-anchor="end">{name}</text>' for y, name in heights)
-    labels += f'<text x="{(_LEFT + _WIDTH) / 2}" y="{_HEIGHT - 5}" text-anchor="middle">{escape(axes[0])}</text>'
-    return (
-        f'<figure class="wide" style="width:{_WIDTH}px"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="100%" role="img" '
-        f'aria-label="{escape(axes[1])}: {escape(caption)}">{frame}{shapes}{labels}</svg>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    drawing.line([(_LEFT, _TOP), (_LEFT, bottom), (_WIDTH - _RIGHT, bottom)], EDGE, 1)
+    for x, text in ticks:
+        drawing.text((x, bottom + 14), text, size=TICK_SIZE, color=SOFT, anchor="middle")
+    for y, text in heights:
+        drawing.text((_LEFT - 5, y), text, size=TICK_SIZE, color=SOFT, anchor="end")
+    drawing.text(((_LEFT + _WIDTH) / 2, _HEIGHT - 5), name, size=TICK_SIZE, color=SOFT, anchor="middle")

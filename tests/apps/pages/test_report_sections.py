@@ -109,7 +109,7 @@ def test_the_histogram_counts_the_images() -> None:
     assert "0.95 to 1.00: 1" in drawn
     assert draw_histogram(np.zeros(0)) == ""
     assert draw_by_size(np.array([0.0, 0.1]), np.array([1.0, 0.5])) == ""  # one image with a lesion
-    assert draw_by_size(np.array([0.01, 0.1]), np.array([0.2, 0.5])).count("<circle") == 2
+    assert draw_by_size(np.array([0.01, 0.1]), np.array([0.2, 0.5])).count("h0") == 2  # dots
 
 
 def test_the_contents_lead_to_the_headings() -> None:
