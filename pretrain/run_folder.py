@@ -27,7 +27,7 @@ CONFIG_FILE, RECORD_FILE, LOG_FILE = "config.yaml", RUN_RECORD, "log.jsonl"
 SEEN_FILE = "seen.parquet"  # the training index (dinomed.pretrain.curation.audit.training_index)
 BAD_BATCH_FILE = "bad_batch.json"
 _FOLDERS = (CHECKPOINTS, BACKBONE, BEST, UNTRAINED, PCA, *LOGGER_FOLDERS)
-_FILES = (LOG_FILE, SEEN_FILE, RECORD_FILE, CONFIG_FILE)
+_FILES = (LOG_FILE, SEEN_FILE, BAD_BATCH_FILE, RECORD_FILE, CONFIG_FILE)
 
 # settings that may change on a resume, because they change neither the weights nor the order of the data
 FREE_TO_CHANGE = {

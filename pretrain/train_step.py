@@ -122,21 +122,23 @@ class TrainStep:
             average_gradients(self.model.student)
         optimizer.unscale(self.scaler)
         norms = optimizer.clip_gradients()
-        # in float16 the scaler skips a step whose gradient overflowed, and lowers its scale
-        finite = bool(torch.isfinite(losses.total)) and (
-            self.scaler.is_enabled() or all(np.isfinite(list(norms.values())))
-        )
+        is_bounded = all(np.isfinite(list(norms.values())))
+        # in float16 the scaler skips a step whose scaled gradient overflows, and halves its scale; at a scale of 1 the
+        # gradient itself is not finite
+        is_searching = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        finite = bool(torch.isfinite(losses.total)) and (is_bounded or is_searching)
         finite = not max_over_ranks(int(not finite), self.device)
         if finite:
             optimizer.take_step(self.scaler)
-            self.model.update_teacher(config.teacher.momentum_at(step, run.steps))
+            if is_bounded:  # else the scaler left the student as it was
+                self.model.update_teacher(config.teacher.momentum_at(step, run.steps))
         self.scaler.update()
         all_losses = {"loss": losses.total.detach(), **losses.terms}
         return StepReport(all_losses, losses.targets, losses.cls, norms, finite, lr, temperature)
 
     @torch.no_grad()
     def is_finite(self, raw: RawBatch) -> bool:
-        """Return whether the weights, and the outputs of student and teacher on a batch, are finite.
+        """Return whether the weights and buffers, and the outputs of student and teacher on a batch, are finite.
 
         An update that was too large shows only in the loss of the next step. The check costs a forward pass.
         """
@@ -145,6 +147,7 @@ class TrainStep:
             tokens = [values for view in self.model.student_tokens(batch) for values in (view.cls, view.patches)]
             tensors = [*self.model.teacher_logits(batch).values(), *tokens]
         tensors += [local_shard(p) for side in self.model.sides for p in side.parameters()]
+        tensors += [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         return not max_over_ranks(int(not all(bool(torch.isfinite(values).all()) for values in tensors)), self.device)
 
     def _backward(self, loss: torch.Tensor) -> None:

@@ -154,7 +154,7 @@ class Trainer:
             on_main(lambda: self._write_untrained(untrained))
         else:
             self._complete_files(train_step, metrics, first)
-        began, done = time.monotonic(), first
+        began, done, good = time.monotonic(), first, None  # good: the last batch of a step that was not skipped
         with bar("pretrain", run.steps, start=first) as progress:
             for step, raw in enumerate(self._batches(first), start=first):
                 if metrics.is_out_of_patience:
@@ -164,13 +164,14 @@ class Trainer:
                 self._count_bad_steps(report, raw, step)
                 if report.finite:
                     metrics.add(report)
+                    good = raw
                 done = step + 1
                 if done % run.log_every == 0 or done == run.steps:
                     metrics.write(done, report)
                 progress.advance(1, " ".join(f"{name} {value:.3f}" for name, value in metrics.latest.items()))
                 exit_code = max_over_ranks(stop.exit_code or 0, self.device)
                 if done % run.checkpoint_every == 0 or done == run.steps or exit_code:
-                    self._save(train_step, metrics, done, raw)
+                    self._save(train_step, metrics, done, raw if good is None else good)
                 if exit_code and done < run.steps:
                     logger.info(f"stopped after step {done} of {run.steps}; continue with `resume=True`")
                     raise SystemExit(exit_code)
@@ -245,7 +246,8 @@ class Trainer:
     def _save(self, train_step: TrainStep, metrics: TrainingMetrics, step: int, raw: RawBatch) -> None:
         """Write a checkpoint, the backbone, its PCA picture and the record.
 
-        Weights that are not finite are not saved, so the checkpoint before them stays the newest one.
+        Weights that are not finite, or give such values on `raw`, are not saved: the checkpoint before them stays the
+        newest one.
         """
         if not train_step.is_finite(raw):
             raise DinomedError(
@@ -257,6 +259,7 @@ class Trainer:
         on_main(lambda: self._write_outputs(backbone, step, metrics, is_best))
 
     def _write_outputs(self, backbone: VisionTransformer, step: int, metrics: TrainingMetrics, is_best: bool) -> None:
+        (self.out / BAD_BATCH_FILE).unlink(missing_ok=True)  # of a run that was resumed
         for name in (BACKBONE, BEST) if is_best else (BACKBONE,):
             save_backbone(self.out / name, backbone, self.preprocessing, self._metadata(step))
         if len(self.resolved.held_aside):

@@ -13,7 +13,7 @@ from typing import Any
 
 from dinomed.adapters.writer import Row
 from dinomed.datasets.manifest import leaves_root
-from dinomed.datasets.scan.predictions import PLAN_FILE
+from dinomed.datasets.predictions import PLAN_FILE
 from dinomed.errors import DinomedError, UsageError, system_reason
 from dinomed.io.files import read_json, to_json, write_json, write_text
 from dinomed.notice import RESEARCH_USE

@@ -343,7 +343,7 @@ def predict(
     if coco or coco_ids is not None:
         raise UsageError("`coco=True` is for segmenters, and `unit=group` for classifiers; give one of the two")
     groups = find_task(predictor.task).predict_groups(predictor, manifest, Path(out), overwrite=overwrite, rule=rule)
-    return PredictionResult(Path(out), groups.groups, groups.kept, [], None, rule, groups.abstained)
+    return PredictionResult(Path(out), groups.groups, groups.kept, groups.unreadable, None, rule, groups.abstained)
 
 
 def _predictor(adapter: Any, backbone: PathLike | None, device: str) -> Predictor:

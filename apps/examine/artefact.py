@@ -10,7 +10,7 @@ from dinomed.adapters.bundle import WEIGHTS_FILE as ADAPTER_WEIGHTS
 from dinomed.adapters.inference.ensemble.record import ENSEMBLE_FILE
 from dinomed.adapters.retrieval.index import INDEX_FILE
 from dinomed.adapters.retrieval.index import RECORD_FILE as INDEX_RECORD
-from dinomed.apps.examine.datasets import examine_cache, examine_manifest, examine_table
+from dinomed.apps.examine.datasets import examine_cache, examine_manifest, examine_table, find_cache
 from dinomed.apps.examine.models import examine_adapter, examine_backbone, examine_ensemble, examine_index, examine_run
 from dinomed.apps.examine.report import ArtefactReport
 from dinomed.apps.examine.results import EXPORT_FILE, examine_export, examine_predictions, examine_result, verify_export
@@ -18,14 +18,14 @@ from dinomed.backbones.load import WEIGHTS_FILE as BACKBONE_WEIGHTS
 from dinomed.backbones.weights import FOLDER_FILES
 from dinomed.backbones.weights import INDEX_FILE as SHARD_LIST
 from dinomed.datasets.manifest import is_manifest
-from dinomed.datasets.scan.predictions import PLAN_FILE
+from dinomed.datasets.predictions import PLAN_FILE
 from dinomed.errors import DinomedError, UsageError
 from dinomed.io.output_folder import STAGE, check_free
 from dinomed.pretrain.run_folder import CHECKPOINTS, RECORD_FILE
 
 RESULTS = {
     "metrics.json": ("evaluation", "evaluate"),
-    "few_shot.json": ("evaluation", "probe"),
+    "few_shot.json": ("few-shot results", "probe"),
     "results.json": ("search results", "search"),
 }
 _INSIDE = (ADAPTER_WEIGHTS, ENSEMBLE_FILE, INDEX_FILE, BACKBONE_WEIGHTS, PLAN_FILE, EXPORT_FILE, *RESULTS)
@@ -89,7 +89,6 @@ def _examine_folder(folder: Path) -> ArtefactReport:
         report = ArtefactReport(str(folder), "unfinished output")
         report.add(STAGE, "the command that writes this folder was interrupted", "incomplete", "run it again")
         return report
-    # no other .npy files: they may be the images of the user, which the remedy for a cache would remove
-    if any(next(folder.rglob(pattern), None) is not None for pattern in ("*.cls.npy", "*.arrow")):
+    if find_cache(folder):
         return examine_cache(folder)
     raise UsageError(f"{folder} holds nothing that dinomed wrote; give a manifest, or a folder that a command wrote")

@@ -9,12 +9,13 @@ import pyarrow.parquet as pq
 from dinomed.apps.examine.report import ArtefactReport, State
 from dinomed.datasets.manifest import Manifest, read_manifest
 from dinomed.errors import DinomedError, first_line
+from dinomed.features.cache import CACHE_NAME
 from dinomed.images.decode import UnreadableImage
 from dinomed.images.frames import image_file
 from dinomed.images.unchanged import content_digest
 from dinomed.io.artifacts import check_file
 from dinomed.io.files import read_json
-from dinomed.pretrain.curation.output.read import load_result, stages_path, summary_path
+from dinomed.pretrain.curation.output.read import STAGES_SUFFIX, load_result, stages_path, summary_path
 from dinomed.progress import bar
 
 _LISTED = 5  # files of a kind that are named
@@ -83,12 +84,25 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
+def find_cache(folder: Path) -> list[Path]:
+    """Return the folders of artifacts of a feature cache, or of the stages of a curation; none if it is neither.
+
+    A folder of features has a hash as its name. Other folders are not looked into: a remedy removes files of a cache.
+    """
+    if folder.suffix == STAGES_SUFFIX or folder.parent.suffix == STAGES_SUFFIX:
+        return [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
+    inside = [path for path in (folder, *sorted(folder.iterdir())) if CACHE_NAME.fullmatch(path.name)]
+    return [path for path in inside if next(path.glob("*.cls.npy"), None) is not None]
+
+
 def examine_cache(folder: Path) -> ArtefactReport:
     """Compare every file of a feature cache, or of the stages of a curation, with its checksum."""
     report = ArtefactReport(str(folder), "feature cache")
     remedy = "remove the file or the folder; the next command computes it again"
     whole, keys, size = 0, set(), 0
-    for record_path in sorted(folder.rglob("*.json")):
+    places = find_cache(folder)
+    records = sorted(path for place in places for path in place.glob("*.json"))
+    for record_path in records:
         try:
             record = read_json(record_path)
             for name, expected in record["files"].items():
@@ -105,8 +119,9 @@ def examine_cache(folder: Path) -> ArtefactReport:
             keys.add(str(record["key"]["backbone"]))
     if whole:
         report.add("artifacts", f"{whole:,} have the size and the checksum of their records")
-    records = {path.parent / path.name.split(".")[0] for path in folder.rglob("*.json")}
-    loose = [path for path in sorted(folder.rglob("*.npy")) if path.parent / path.name.split(".")[0] not in records]
+    known = {path.parent / path.name.split(".")[0] for path in records}
+    arrays = sorted(path for place in places for path in place.glob("*.npy"))
+    loose = [path for path in arrays if path.parent / path.name.split(".")[0] not in known]
     if loose:
         names = some([path.name for path in loose])
         report.add("unfinished files", f"{len(loose)} files without a record: {names}", "incomplete", remedy)

@@ -9,7 +9,7 @@ from dinomed.adapters.inference.plan import ROWS_FILE, TABLE_FILE, read_plan
 from dinomed.apps.examine.datasets import some
 from dinomed.apps.examine.report import ArtefactReport, read_mapping
 from dinomed.datasets.manifest import leaves_root
-from dinomed.datasets.scan.predictions import PLAN_FILE
+from dinomed.datasets.predictions import PLAN_FILE
 from dinomed.errors import DinomedError
 from dinomed.io.files import sha256_file
 

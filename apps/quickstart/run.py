@@ -129,7 +129,7 @@ def quickstart(
         results: dict[str, Any] = {
             "data": SYNTHETIC if data is None else str(data),
             "images": len(manifest),
-            "classes": dict(Counter(manifest.column("label"))) if "classify" in scope.tasks else {},
+            "classes": dict(Counter(filter(None, manifest.column("label")))) if "classify" in scope.tasks else {},
             "scope": scope.sentence(),
             "results": [],
             "classify": None, "classifier": None, "segment": None,

@@ -136,7 +136,8 @@ def check_splits(groups: Sequence[str | None], splits: Sequence[str | None], ima
     split_groups = sorted(group for group, names in seen.items() if len(names) > 1)
     if split_groups:
         examples = seen[split_groups[0]]
-        where = " and ".join(f"{examples[split]} in {split}" for split in sorted(examples, key=SPLITS.index))
+        order = [*SPLITS, *sorted(examples.keys() - set(SPLITS))]  # a manifest may hold other names
+        where = " and ".join(f"{examples[split]} in {split}" for split in sorted(examples, key=order.index))
         suffix = f" (and {len(split_groups) - 1} more groups)" if len(split_groups) > 1 else ""
         raise UsageError(
             f"one group has {where}{suffix}: images of one group must be in one split; "

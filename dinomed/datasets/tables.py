@@ -25,7 +25,13 @@ _BATCH_ROWS = 65_536
 
 
 def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
-    """Read column names and rows; the letters of names are composed (NFC).
+    """Read column names and rows; see `read_numbered_csv`."""
+    return read_numbered_csv(path)[:2]
+
+
+def read_numbered_csv(path: str | Path) -> tuple[list[str], list[list[str | None]], list[int]]:
+    """Read column names, rows, and the number that a spreadsheet shows for each row: empty ones, which are left out,
+    count too. The letters of names are composed (NFC).
 
     The delimiter is the most frequent of comma, semicolon and tab in the header line.
 
@@ -41,7 +47,11 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
             reader = csv.reader(file, delimiter=max(_DELIMITERS, key=header.count), strict=True)
             names = [compose_letters(name.strip()) for name in next(reader, [])]
             _check_header(path, names)
-            rows = [_check_row(path, reader.line_num, row, len(names)) for row in reader if row]
+            numbered = {
+                number: _check_row(path, reader.line_num, row, len(names))
+                for number, row in enumerate(reader, start=2)
+                if row
+            }
     except FileNotFoundError:
         raise UsageError(f"table {path} does not exist") from None
     except UnicodeDecodeError:
@@ -50,7 +60,7 @@ def read_csv(path: str | Path) -> tuple[list[str], list[list[str | None]]]:
         raise UsageError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
     except OSError as error:
         raise UsageError(f"table {path} cannot be read: {error.strerror or error}") from None
-    return names, rows
+    return names, list(numbered.values()), list(numbered)
 
 
 def read_parquet(source: Path | pa.Buffer, name: str | Path) -> pa.Table:

@@ -28,7 +28,8 @@ from dinomed.io.artifacts import ArtifactFolder, hash_key
 FORMAT = "dinomed.features/2"
 Kind = Literal["cls", "mean", "patches", "grid"]
 DTYPES = {"cls": np.float32, "mean": np.float32, "patches": np.float16, "grid": np.int16}
-_FOLDER_NAME = re.compile(r"[0-9a-f]{16}")
+CACHE_NAME = re.compile(r"[0-9a-f]{16}")
+"""Name of the folder of the features of one key."""
 _FILE_NAME = re.compile(r"\d{5,}\.(?:json|(?:cls|mean|patches|grid)\.npy)|\.lock|\.tmp-.*")
 
 
@@ -216,7 +217,7 @@ def remove_caches(folder: Path, only: str | None = None) -> None:
         only: name of the one cache to be removed.
     """
     for cache in folder.iterdir() if only is None else [folder / only]:
-        if _FOLDER_NAME.fullmatch(cache.name) and cache.is_dir() and not cache.is_symlink():
+        if CACHE_NAME.fullmatch(cache.name) and cache.is_dir() and not cache.is_symlink():
             for path in cache.iterdir():
                 if _FILE_NAME.fullmatch(path.name) and not path.is_dir():
                     path.unlink()

@@ -152,7 +152,7 @@ def _check_state(folder: Path, marker: str) -> None:
     if any((folder / STAGE / name).is_file() for name, owner in _STATE_OF.items() if owner != marker):
         raise UsageError(
             f"output folder {folder} holds an unfinished cross-validation; choose another folder, or complete it first "
-            "by the same `train` again"
+            "by the same `dinomed train` again"
         )
 
 

@@ -55,10 +55,13 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits_BK: Tensor, temperature: float) -> Tensor:
-        """Compute targets (B, K) of logits (B, K) with the present centre, then update the centre with these logits."""
+        """Compute targets (B, K) of logits (B, K) with the present centre, then update the centre with these logits.
+
+        Logits that are not finite change nothing: their step is skipped, and the centre would keep them for good.
+        """
         logits = logits_BK.float()
         targets = torch.softmax(torch.sub(logits, self.center_K).mul_(1 / temperature), dim=-1)
         total = sum_over_ranks(torch.cat([logits.sum(0), logits.new_tensor([float(len(logits))])]))
-        if total[-1] > 0:
+        if total[-1] > 0 and total.isfinite().all():
             self.center_K.lerp_(total[:-1] / total[-1], 1 - self.momentum)
         return targets

@@ -14,9 +14,10 @@ from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
 from dinomed.distributed import gather_objects, rank, world_size
+from dinomed.errors import DinomedError
 from dinomed.features.knn import knn_probabilities
 from dinomed.features.loading import load_batches
-from dinomed.log import logger
+from dinomed.log import ALL_RANKS, logger
 from dinomed.metrics.classification import classification_metrics
 
 NUM_NEIGHBOURS = 20
@@ -35,15 +36,28 @@ class OnlineKNN:
         self.parts = (train, val)
         self.classes = sorted({*train.column("label")})
         self.labels = [np.array([self.classes.index(name) for name in part.column("label")]) for part in self.parts]
+        self._reported: set[str] = set()
 
     def measure(self, backbone: VisionTransformer, device: torch.device) -> dict[str, float]:
         """Compute ``knn_auroc`` (macro), ``knn_balanced_accuracy`` and ``knn_accuracy``, each in 0 to 1.
 
-        All ranks must call it.
+        All ranks must call it. Images that cannot be read any more are left out, with a warning.
+
+        Raises:
+            DinomedError: no image of train or of val can be read.
         """
-        train, val = (self._features(part, backbone, device) for part in self.parts)
-        votes = knn_probabilities(train, self.labels[0], val, len(self.classes), ks=(NUM_NEIGHBOURS,))
-        metrics = classification_metrics(self.labels[1], next(iter(votes.values())), self.classes)
+        features, labels = list[np.ndarray](), list[np.ndarray]()
+        for part, all_labels in zip(self.parts, self.labels, strict=True):
+            of_part = self._features(part, backbone, device)
+            is_read = ~np.isnan(of_part).all(axis=1)
+            if not is_read.any():
+                raise DinomedError(
+                    f"none of the {len(part):,} images of online k-NN can be used; check the disk, then scan again"
+                )
+            features.append(of_part[is_read])
+            labels.append(all_labels[is_read])
+        votes = knn_probabilities(features[0], labels[0], features[1], len(self.classes), ks=(NUM_NEIGHBOURS,))
+        metrics = classification_metrics(labels[1], next(iter(votes.values())), self.classes)
         return {f"knn_{name}": metrics[name] for name in ("auroc", "balanced_accuracy", "accuracy")}
 
     def chance_fall(self, initial: float, now: float) -> float:
@@ -61,17 +75,26 @@ class OnlineKNN:
 
     @torch.no_grad()
     def _features(self, part: Manifest, backbone: VisionTransformer, device: torch.device) -> np.ndarray:
-        """Compute the class tokens (N, C), float32; each rank computes every `world_size()`-th image."""
+        """Compute the class tokens (N, C), float32; nan for an image that cannot be read.
+
+        Each rank computes every `world_size()`-th image.
+        """
         images = part.take(list(range(rank(), len(part), world_size())))
         was_training = backbone.training
         backbone.eval()
-        rows = []
+        rows, problems = list[np.ndarray](), set[str]()
         blank = torch.zeros(self.preprocessing.channels, *[self.preprocessing.image_size] * 2)
         for batch in load_batches(images, self.preprocessing, _BATCH):
-            # an image that became unreadable counts as black; the run warns of it
             pixels = torch.stack([blank if image.pixels is None else image.pixels for image in batch])
-            rows.append(backbone(pixels.to(device)).cls.float().cpu().numpy())
+            tokens = backbone(pixels.to(device)).cls.float().cpu().numpy()
+            tokens[[image.pixels is None for image in batch]] = np.nan
+            rows.append(tokens)
+            problems |= {str(image.error) for image in batch if image.pixels is None}
         backbone.train(was_training)
+        if new := sorted(problems - self._reported):
+            more = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
+            logger.warning(f"online k-NN leaves out an image{more}: {new[0]}", extra=ALL_RANKS)
+            self._reported |= problems
         features_of_ranks = gather_objects(
             np.concatenate(rows) if rows else np.empty((0, backbone.config.embed_dim), np.float32)
         )

@@ -69,6 +69,8 @@ def test_a_group_in_two_splits_is_named() -> None:
     with pytest.raises(UsageError, match=r"one group has c in train and a in test \(and 1 more groups\)"):
         check_splits(["p1", "p2", "p1", "p2"], ["test", "train", "train", "val"], list("abcd"))
     check_splits(["p1", None, "p1", None], ["train", "test", None, "train"], list("abcd"))
+    with pytest.raises(UsageError, match="one group has b in train and a in external"):  # a manifest of another tool
+        check_splits(["p1", "p1"], ["external", "train"], list("ab"))
 
 
 def test_a_class_with_one_sample_is_reported() -> None:

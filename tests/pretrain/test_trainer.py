@@ -237,6 +237,46 @@ def test_a_step_whose_loss_is_not_finite_changes_no_weight(
     assert changed == [{"student", "teacher"}, set(), {"student", "teacher"}]
 
 
+def test_a_skipped_step_at_a_checkpoint_does_not_end_the_run(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TrainStep.run
+
+    def overflow(train_step: TrainStep, raw: Any, number: int) -> Any:
+        if number == 1:
+            object.__setattr__(raw, "globals", torch.full(raw.globals.shape, torch.nan))
+        return whole(train_step, raw, number)
+
+    monkeypatch.setattr(TrainStep, "run", overflow)
+    out = tmp_path / "run"
+    out.mkdir()
+    config = tiny(run={"steps": 3, "checkpoint_every": 2, "max_bad_steps": 1})
+    (out / "config.yaml").write_text("")
+    (out / "bad_batch.json").write_text("{}")
+    assert pretrain(config, pictures, out, device="cpu", overwrite=True).steps == 3
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == ["step_00000002", "step_00000003"]
+    assert not (out / "bad_batch.json").exists()  # of the run that was replaced
+
+
+def test_gradients_that_are_never_finite_end_a_run_in_float16_too(
+    tiny: Tiny, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler begins with 65,536 and halves its scale 16 times; then the steps count as skipped."""
+    monkeypatch.setattr(TrainStep, "_backward", lambda self, loss: (self.scaler.scale(loss) * torch.inf).backward())
+    steps, whole = list[bool](), TrainStep.run
+
+    def count(train_step: TrainStep, raw: Any, number: int) -> Any:
+        report = whole(train_step, raw, number)
+        steps.append(report.finite)
+        return report
+
+    monkeypatch.setattr(TrainStep, "run", count)
+    config = tiny(run={"steps": 40, "checkpoint_every": 100, "max_bad_steps": 1, "precision": "float16"})
+    with pytest.raises(DinomedError, match="the loss was not finite in 2 steps in a row"):
+        pretrain(config, pictures, tmp_path / "run", device="cpu")
+    assert steps == [True] * 16 + [False] * 2
+
+
 def test_fewer_images_than_a_batch_are_refused(tiny: Tiny, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fewer than a batch"):
         pretrain(tiny(run={"batch_size": 4096}), pictures, tmp_path / "run", device="cpu")

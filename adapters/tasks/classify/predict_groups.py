@@ -8,7 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from dinomed.adapters.inference.folder import FAMILIARITY_COLUMNS, familiarity_cells, with_abstained
-from dinomed.adapters.inference.plan import PLAN_FILE, TABLE_FILE, PredictionPlan, add_rows, begin, finish
+from dinomed.adapters.inference.plan import (
+    FAILED_FILE,
+    PLAN_FILE,
+    TABLE_FILE,
+    PredictionPlan,
+    add_rows,
+    begin,
+    finish,
+)
 from dinomed.adapters.tasks.classify.evaluate import groups_for
 from dinomed.adapters.tasks.classify.groups import Groups
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor
@@ -30,11 +38,15 @@ IMAGES = 64
 
 @dataclass(frozen=True)
 class GroupPredictionResult:
-    """The numbers of groups that were predicted in all, by an interrupted call before (`kept`), and abstained."""
+    """The numbers of groups that were predicted in all, by an interrupted call before (`kept`), and abstained.
+
+    `unreadable` are (path, reason) of images that could not be read: the predictions of their groups are without them.
+    """
 
     groups: int
     kept: int
-    abstained: int = 0
+    abstained: int
+    unreadable: list[tuple[str, str]]
 
 
 def predict_group_table(
@@ -51,7 +63,7 @@ def predict_group_table(
     class, the probability of each class, the prediction set of an adapter for groups, and whether an image of the group
     is unlike the training images. An adapter for groups reads its frames of each group; for another the probabilities
     of all images are averaged. After an interruption the same call keeps the finished groups, and the table is the
-    same.
+    same. Files of a folder that could not be read are listed in `unreadable.csv`.
 
     Args:
         predictor: the classifier.
@@ -100,8 +112,15 @@ def predict_group_table(
         values = np.array([row[3 : 3 + len(predictor.classes)] for row in table], np.float64)
         abstained = None if rule is None else rule.abstains(predictor.answer.confidence(values)).tolist()
         write_csv(out / TABLE_FILE, *with_abstained(columns, table, abstained))
+        if manifest.unreadable:
+            write_csv(out / FAILED_FILE, ["image", "reason"], manifest.unreadable)
+            logger.warning(
+                f"files that cannot be read: {len(manifest.unreadable):,}; the predictions of their groups are without them"
+            )
+        else:
+            (out / FAILED_FILE).unlink(missing_ok=True)
         finish(out, plan)
-    return GroupPredictionResult(len(groups), kept, sum(abstained or ()))
+    return GroupPredictionResult(len(groups), kept, sum(abstained or ()), list(manifest.unreadable))
 
 
 def _parts(groups: Groups) -> Iterator[list[int]]:

@@ -83,7 +83,9 @@ def frames(
     files = find_videos([Path(path) for path in ([videos] if isinstance(videos, str | Path) else videos)])
     names, patients = name_groups(files, keep_ids, RESERVED, key), name_patients(files, key)
     if patients.count(None) > 1:
-        logger.info("videos that are no DICOM are a group each: name the patient of each video in a table of `scan`")
+        logger.info(
+            "videos that are no DICOM are a group each: name the patient of each video in a table of `dinomed scan`"
+        )
     return write_frames(
         files, names, patients, out, config, mask=TextMask() if mask_text else None, overwrite=overwrite
     )

@@ -21,7 +21,7 @@ import yaml
 from dinomed.datasets.coco.annotations import CocoAnnotations, Id
 from dinomed.datasets.coco.rle import draw_outlines
 from dinomed.datasets.manifest import KNOWN, Manifest, build_manifest, relative_root
-from dinomed.datasets.scan.labels import FileSearch
+from dinomed.datasets.scan.file_search import FileSearch
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.errors import UsageError
 from dinomed.images.labelmap import write_label_map

@@ -1,18 +1,17 @@
 """Tables of labels in CSV, matched with the files of a folder."""
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from dinomed.datasets.manifest import RESERVED
+from dinomed.datasets.scan.file_search import FileSearch
 from dinomed.datasets.scan.personal import is_personal
 from dinomed.datasets.splits import split_name
-from dinomed.datasets.tables import compose_letters, read_csv
+from dinomed.datasets.tables import compose_letters, read_numbered_csv
 from dinomed.errors import UsageError, did_you_mean
-from dinomed.images.frames import frame_path, parse_frame
 
 ROLES = ("label", "group", "mask", "split")
 NONE = "none"
@@ -95,7 +94,7 @@ def read_labels(
         UsageError: a column is missing (the message suggests a similar name), an image has two rows, or a value of the
             split column is not a split.
     """
-    names, rows = read_csv(path)
+    names, rows, numbers = read_numbered_csv(path)
     image_column, keep = compose_letters(image_column), [compose_letters(name) for name in keep]
     roles = {role: None if name is None else compose_letters(name) for role, name in roles.items()}
     out = Labels(path)
@@ -133,7 +132,7 @@ def read_labels(
     groups = _files_or_texts([row[index[sources["group"]]] for row in rows], search) if "group" in sources else []
     out.columns = [*sources, *values_by_name]
     row_numbers: dict[str, int] = {}
-    for number, cells in enumerate(rows, start=2):
+    for place, (number, cells) in enumerate(zip(numbers, rows, strict=True)):
         image_cell = cells[index[image_column]]
         if image_cell is None or not image_cell.strip():
             raise UsageError(f"{path}, row {number}: column {image_column!r} is empty")
@@ -146,14 +145,14 @@ def read_labels(
         row_numbers[image] = number
         row = {role: _text(cells[index[name]]) for role, name in sources.items()}
         if groups:
-            row["group"] = groups[number - 2]
+            row["group"] = groups[place]
         if (word := row.get("split")) is not None:
             row["split"] = _split(path, number, word)
         if (word := row.get("mask")) is not None:
-            row["mask"], reason = search.find(cells[index[sources["mask"]]] or "", masks=True)
+            row["mask"], reason = search.find(cells[index[sources["mask"]]] or "", mask_of=image)
             if row["mask"] is None:
                 out.missing.append((word, f"mask of {image} in {path.name}, but {reason}"))
-        out.rows[image] = row | {name: values[number - 2] for name, values in values_by_name.items()}
+        out.rows[image] = row | {name: values[place] for name, values in values_by_name.items()}
     for role in ("label", "group"):
         if role in sources:
             out.warnings += _alike(role, out.rows, row_numbers, personal=role == "group" and not keep_ids)
@@ -197,7 +196,7 @@ def _text(cell: str | None) -> str | None:
     return None if cell is None else compose_letters(cell.strip()) or None
 
 
-def _files_or_texts(cells: Sequence[str | None], search: "FileSearch") -> list[str | None]:
+def _files_or_texts(cells: Sequence[str | None], search: FileSearch) -> list[str | None]:
     """Return for each cell the file of the folder that it names by its path, or else its text."""
     values = {cell: (text := _text(cell)) and (search.path(cell or "", beside=False) or text) for cell in set(cells)}
     return [values[cell] for cell in cells]
@@ -247,7 +246,7 @@ def _check_keep(path: Path, keep: Sequence[str], names: Sequence[str], keep_ids:
             raise UsageError(f"`keep={name}`: a column of this name may identify patients; `keep_ids=True` keeps it")
 
 
-def _read_column(name: str, cells: Sequence[str | None], search: "FileSearch", keep: bool) -> list[str | None] | None:
+def _read_column(name: str, cells: Sequence[str | None], search: FileSearch, keep: bool) -> list[str | None] | None:
     """Return the values of a column: paths of files, if every cell is one; texts, if it is to be kept or is the column
     `frame` with only numbers; else None.
 
@@ -268,76 +267,3 @@ def _read_column(name: str, cells: Sequence[str | None], search: "FileSearch", k
         if paths:
             return [paths.get(cell or "") for cell in cells]
     return _files_or_texts(cells, search) if keep else None
-
-
-class FileSearch:
-    """Search for the file whose path, file name or stem is in a cell, or for the frame whose path is in it."""
-
-    def __init__(
-        self, folder: Path, beside: Path, files: Iterable[str], images: Iterable[str], videos: Iterable[str] = ()
-    ) -> None:
-        self.folder, self.beside = os.path.abspath(folder), os.path.abspath(beside)
-        self.files, self.videos = {*files, *videos}, set(videos)
-        self.by_form: dict[str, list[str]] = defaultdict(list)
-        for path in self.files:
-            self.by_form[compose_letters(path)].append(path)
-        images = [*images, *videos]
-        self.by_name: dict[bool, dict[str, list[str]]] = {}
-        for masks, paths in ((False, list(images)), (True, sorted(self.files.difference(images)))):
-            names = self.by_name[masks] = defaultdict(list)
-            for path in paths:
-                name, stem = compose_letters(PurePosixPath(path).name), compose_letters(PurePosixPath(path).stem)
-                for form in {name, stem}:
-                    names[form].append(path)
-
-    def path(self, cell: str, *, beside: bool = True, frames: bool = False) -> str | None:
-        """Return the file that a cell names by a path, relative to the folder; None if there is none.
-
-        Args:
-            cell: a path relative to the folder. Blanks around it, its Unicode form and backslashes make no difference,
-                unless a file is named exactly like the cell.
-            beside: the path may be relative to the folder of the CSV too.
-            frames: the path may be that of a frame of a video.
-        """
-        if cell in self.files:  # what the loop finds too, in a hundredth of the time
-            return cell
-        stripped = cell.strip()
-        for text in dict.fromkeys((cell, stripped, stripped.replace("\\", "/"))):
-            if not frames and not self._may_be_file(text):
-                continue
-            for base in (self.folder, self.beside) if beside else (self.folder,):
-                path = os.path.relpath(os.path.join(base, text), self.folder).replace(os.sep, "/")
-                frame = self._frame(path) if frames else None
-                if path in self.files or frame is not None:
-                    return frame or path
-                if len(same := self.by_form.get(compose_letters(path), [])) == 1:
-                    return same[0]
-        return None
-
-    def _may_be_file(self, path: str) -> bool:
-        """Return False within a microsecond for most paths that name no file: no file has the same name."""
-        name = os.path.basename(path)
-        if name in ("", ".", ".."):
-            return True
-        name = compose_letters(name)
-        return any(name in names for names in self.by_name.values())
-
-    def find(self, cell: str, masks: bool = False) -> tuple[str | None, str]:
-        """Return the path relative to the folder, or None and the reason."""
-        path = self.path(cell, frames=not masks)
-        if path is not None:
-            return path, ""
-        names = self.by_name[masks]
-        matches = names.get(compose_letters(cell)) or names.get(compose_letters(cell.strip()), [])
-        if len(matches) == 1:
-            return matches[0], ""
-        if matches:
-            return None, f"{len(matches)} files have this name ({matches[0]}, {matches[1]}, ...)"
-        outside = os.path.relpath(os.path.join(self.folder, cell), self.folder).startswith("..")
-        return None, "it is outside the folder" if outside else "no such image file exists"
-
-    def _frame(self, path: str) -> str | None:
-        """Return the path of the frame that a path names, which may have more zeros; None for another path."""
-        video = path.rpartition("/")[0]
-        frame = parse_frame(os.path.join(self.folder, path)) if video in self.videos else None
-        return None if frame is None else frame_path(video, frame.number)

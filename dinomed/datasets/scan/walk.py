@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from dinomed.datasets.scan.predictions import find_predictions
+from dinomed.datasets.predictions import find_predictions
 from dinomed.images.decode import looks_like_image
 from dinomed.progress import track
 from dinomed.video.facts import VIDEO_SUFFIXES, container_of

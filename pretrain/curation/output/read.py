@@ -4,8 +4,7 @@ A curation to ``curated.parquet`` leaves
 * ``curated.parquet``: one row per image, with `keep`, `reason`, `duplicate_of`, `component`, `source`;
 * ``curated.json``: the summary; equal inputs and settings give equal bytes;
 * ``curated.stages/``: the cache of the stages. `rows.arrow` holds numbers for every row (`ROWS`), `references.parquet`
-is
-  the manifest of the excluded images, `timings.jsonl` holds the time of each stage.
+  is the manifest of the excluded images, `timings.jsonl` holds the time of each stage.
 """
 
 import json
@@ -26,6 +25,7 @@ from dinomed.pretrain.curation.runtime.context import TIMINGS
 from dinomed.pretrain.curation.selection.contribution import SetContribution
 
 FORMAT = "dinomed.curation/1"
+STAGES_SUFFIX = ".stages"
 ROWS = pa.schema(
     [
         pa.field("duplicate_of", pa.int64()),  # row of the image that is kept instead, or -1
@@ -153,7 +153,7 @@ def summary_path(output: str | Path) -> Path:
 
 def stages_path(output: str | Path) -> Path:
     """Return the folder with the cache of the stages of a curation."""
-    return Path(output).with_suffix(".stages")
+    return Path(output).with_suffix(STAGES_SUFFIX)
 
 
 def load_result(output: str | Path) -> CurationResult:

@@ -176,6 +176,22 @@ def test_images_in_numpy_files_are_no_cache_that_may_be_removed(tmp_path: Path) 
         dinomed.doctor(tmp_path)
 
 
+def test_a_folder_of_several_results_is_no_cache_whose_files_may_be_removed(made: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others" / "data"
+    others.mkdir(parents=True)
+    shutil.copy(first(made / "curated.stages", "*.arrow"), others / "train-00000.arrow")
+    (others / "dataset_info.json").write_text("{}")
+    for folder in (made, others, others.parent):
+        with pytest.raises(UsageError, match="holds nothing that dinomed wrote"):
+            dinomed.doctor(folder)
+    mixed = tmp_path / "mixed"  # a folder for features that holds a run too
+    shutil.copytree(made / "derm.features", mixed)
+    shutil.copytree(made / "run", mixed / "run")
+    (mixed / "notes.json").write_text("{}")
+    report = dinomed.doctor(mixed)
+    assert (report.kind, wrong(report)) == ("feature cache", {})
+
+
 def test_a_backbone_of_another_library_is_examined(
     tmp_path: Path, tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The contact sheet of a prediction: outlines, numbers instead of names, order, limit, and other pages left alone."""
 
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_a_classifier_has_a_sheet_without_areas_and_groups_have_none(user_folder
     code, _, err = run("predict", user_folder / "cls", manifest, "-o", tmp_path / "groups", "--unit", "group")
     assert code == 0, err
     assert not (tmp_path / "groups" / "index.html").exists()
+
+
+def test_files_that_cannot_be_read_are_listed_by_a_prediction_of_groups_too(
+    user_folder: Path, run, tmp_path: Path
+) -> None:
+    write_series = runpy.run_path(str(Path(__file__).parents[2] / "volumes" / "made.py"))["write_series"]
+    write_series(tmp_path / "in", np.arange(480).reshape(5, 8, 12).astype(np.int16), uid="1.2", patient="P")
+    whole = sorted((tmp_path / "in").iterdir())[2]
+    cut = whole.rename(whole.with_name("cut.dcm"))
+    cut.write_bytes(cut.read_bytes()[:200])
+    words = ("predict", user_folder / "cls", tmp_path / "in", "-o", tmp_path / "out", "--unit", "group")
+    code, _, err = run(*words)
+    assert (code, "cut.dcm" in err, "their groups are without them" in err) == (1, True, True)
+    assert [row[0] for row in read_csv(tmp_path / "out" / "unreadable.csv")[1]] == ["cut.dcm"]
+    cut.unlink()
+    assert run(*words, "--overwrite")[0] == 0
+    assert not (tmp_path / "out" / "unreadable.csv").exists()
 
 
 def test_a_page_of_another_program_is_never_replaced(user_folder: Path, run, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from dinomed.adapters.evaluation.subgroups import split_subgroups
 from dinomed.adapters.retrieval.filters import parse_conditions
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.datasets.manifest import KNOWN, Manifest, read_manifest, write_manifest
+from dinomed.datasets.scan.file_search import FileSearch
 from dinomed.datasets.scan.groups import number_groups
-from dinomed.datasets.scan.labels import FileSearch
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import UsageError
 from dinomed.images.read import write_mask
@@ -334,3 +334,9 @@ def test_groups_of_other_images_with_the_same_names_differ(folder: Path, paint: 
     first = scan(folder, "labels.csv", group="lesion_id").manifest.column("group")
     paint(folder / "images/3.png", 99)
     assert not {*first} & {*scan(folder, "labels.csv", group="lesion_id").manifest.column("group")}
+
+
+def test_the_numbers_of_rows_are_those_of_a_spreadsheet(folder: Path) -> None:
+    (folder / "t.csv").write_text('image,label,split\n\n0.png,"two\nlines",train\n1.png,nv,fold3\n')
+    with pytest.raises(UsageError, match="row 4: split 'fold3'"):
+        scan(folder, "t.csv")

@@ -134,3 +134,14 @@ def test_an_image_is_read_without_a_mask_that_ends_the_process(
     (read,) = facts.read_several(folder, ["images/3.png"], {"images/3.png": "masks/3.png"}, decode=decode)
     assert isinstance(read, Facts)
     assert (read.mask, read.mask_problem, read.header.width) == ("masks/3.png", "ended", 16)
+
+
+def test_a_table_finds_masks_in_a_folder_of_any_name(folder: Path, cells: Callable[..., Any]) -> None:
+    (folder / "masks").rename(folder / "outlines")
+    (folder / "images/9.png").rename(folder / "images/nine.png")
+    rows = [*((f"{i}.png", f"outlines/{i}.png") for i in range(8)), ("nine.png", "9.png"), ("8.png", "8")]
+    (folder / "t.csv").write_text("image,mask\n" + "".join(f"images/{image},{mask}\n" for image, mask in rows))
+    result = scan(folder, "t.csv")
+    masks = cells(result, "mask")
+    assert (masks["images/nine.png"], masks["images/8.png"]) == ("outlines/9.png", "outlines/8.png")
+    assert "outlines/9.png" not in masks  # it is no image

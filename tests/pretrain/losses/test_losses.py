@@ -68,6 +68,15 @@ def test_the_centre_is_the_running_mean_of_the_logits() -> None:
     torch.testing.assert_close(center(second, 0.05), expected)
 
 
+def test_logits_that_are_not_finite_leave_the_centre_as_it_is() -> None:
+    center = Center(5)
+    center(rows(7, 5).float(), 0.05)
+    before = center.center_K.clone()
+    for value in (torch.nan, torch.inf):
+        center(torch.full((3, 5), value), 0.05)
+        assert torch.equal(center.center_K, before)
+
+
 def test_dino_is_the_mean_over_all_pairs_of_different_views() -> None:
     student, targets = rows(6, 3, 11), torch.softmax(rows(2, 3, 11, seed=1), -1)
     total, pairs = 0.0, 0

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dinomed.backbones.load import load_backbone
 from dinomed.datasets.manifest import read_manifest
+from dinomed.errors import DinomedError
 from dinomed.images.read import read_image
+from dinomed.log import logger
 from dinomed.pretrain.config import PretrainConfig
 from dinomed.pretrain.data.select_images import select_images
 from dinomed.pretrain.monitoring import metrics as training_metrics
@@ -86,6 +90,30 @@ def test_the_online_knn_equals_that_of_scikit_learn(tiny: Tiny, pictures: Path, 
         min(20, len(rows[0])), metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)
     ).fit(rows[0], knn.labels[0])
     assert accuracies["knn_accuracy"] == pytest.approx(reference.score(rows[1], knn.labels[1]))
+
+
+def test_images_that_cannot_be_read_any_more_are_left_out_of_the_knn_with_a_warning(
+    pictures: Path, tiny_backbone: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, backbone = read_manifest(pictures), load_backbone(tiny_backbone)
+    shutil.copytree(whole.root, tmp_path / "copy")
+    manifest = replace(whole, root=tmp_path / "copy")
+    knn = build_online_knn(manifest, manifest.select(split="train"), backbone.preprocessing, limit=2000)
+    assert knn is not None
+    train, val = knn.parts
+    expected = OnlineKNN(train, val.take(list(range(1, len(val)))), backbone.preprocessing).measure(backbone.vit, CPU)
+    val.path(0).unlink()
+    logger.addHandler(caplog.handler)
+    measured = [knn.measure(backbone.vit, CPU) for _ in range(2)]
+    logger.removeHandler(caplog.handler)
+    assert measured == [pytest.approx(expected)] * 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("online k-NN leaves out an image: ")
+    assert val.column("image")[0] in warning
+    for row in range(1, len(val)):
+        val.path(row).unlink()
+    with pytest.raises(DinomedError, match=r"none of the .* images of online k-NN can be used"):
+        knn.measure(backbone.vit, CPU)
 
 
 def test_without_labels_or_val_there_is_no_knn(tiny: Tiny, pictures: Path, tiny_backbone: Path) -> None:
