@@ -114,9 +114,8 @@ def predict_group_table(
         write_csv(out / TABLE_FILE, *with_abstained(columns, table, abstained))
         if manifest.unreadable:
             write_csv(out / FAILED_FILE, ["image", "reason"], manifest.unreadable)
-            logger.warning(
-                f"files that cannot be read: {len(manifest.unreadable):,}; the predictions of their groups are without them"
-            )
+            count = len(manifest.unreadable)
+            logger.warning(f"files that cannot be read: {count:,}; the predictions of their groups are without them")
         else:
             (out / FAILED_FILE).unlink(missing_ok=True)
         finish(out, plan)
