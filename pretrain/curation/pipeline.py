@@ -146,9 +146,9 @@ def _apply_quality(pool: Pool, images: pa.Table, config: QualityConfig, decision
 
 def _find_faces(context: CurationContext, config: FacesConfig, decisions: Decisions) -> Boxes:
     """Find faces, in query images too, and drop the images that have any if the action is ``drop``."""
-    if config.action == "off":
-        return {}
     rows = np.flatnonzero(decisions.kept)
+    if config.action == "off" or not len(rows):
+        return {}
     table = context.map_images(
         "faces", config.model_dump(exclude={"action"}), context.pool.manifest, rows, FindFaces(config, context.workers),
         description="finding faces",
