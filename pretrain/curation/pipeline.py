@@ -19,6 +19,7 @@ from dinomed.log import logger
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.decisions import DENIED, FACE, NOT_ALLOWED, UNREADABLE, Decisions, is_none
 from dinomed.pretrain.curation.deduplication.stage import link_duplicates
+from dinomed.pretrain.curation.descriptors.sources import check_source
 from dinomed.pretrain.curation.filters.allow_deny import find_allowed, find_denied
 from dinomed.pretrain.curation.filters.config import FacesConfig, QualityConfig, RulesConfig
 from dinomed.pretrain.curation.filters.faces import FindFaces, check_detector
@@ -29,7 +30,7 @@ from dinomed.pretrain.curation.output.write import Boxes, write_result
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
-from dinomed.pretrain.curation.selection.embedding import Embedder, check_embedder
+from dinomed.pretrain.curation.selection.embedding import Embedder, check_embedder, find_misfits
 from dinomed.pretrain.curation.selection.stage import check_query_sets, select_images
 
 
@@ -65,7 +66,8 @@ def curate(
     """
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
     check_query_sets(pool, config.retrieval)
-    check_embedder(embedder, device)
+    check_embedder(embedder, device, pool.manifest)
+    check_source(config.descriptor.source, device)
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)
@@ -76,6 +78,7 @@ def curate(
         )  # fmt: skip
         decisions = Decisions(len(pool))
         _apply_rules(pool, config.rules, decisions)
+        _drop_misfits(context, embedder, decisions)
         images, reference_images = _read_images(context, decisions)
         _apply_quality(pool, images, config.quality, decisions)
         faces = _find_faces(context, config.faces, decisions)
@@ -101,6 +104,18 @@ def _apply_rules(pool: Pool, config: RulesConfig, decisions: Decisions) -> None:
     is_pool = ~pool.is_query
     decisions.drop(find_denied(pool.manifest, pool.paths, config.deny) & is_pool, DENIED)
     decisions.drop(~find_allowed(pool.manifest, pool.paths, config.allow) & is_pool, NOT_ALLOWED)
+
+
+def _drop_misfits(context: CurationContext, embedder: Embedder, decisions: Decisions) -> None:
+    """Drop the images whose channels do not fit the backbone of the embeddings; query images too."""
+    images = context.pool.manifest
+    misfits = decisions.kept & find_misfits(embedder, context.device, images)
+    if not misfits.any():
+        return
+    context.warn(f"images without the channels that `backbone` takes: {misfits.sum():,} are left out")
+    decisions.drop(misfits, UNREADABLE)
+    if not decisions.kept[: context.pool.pool_size].any():
+        raise UsageError("no image of the pool that the rules keep has the channels that `backbone` takes")
 
 
 def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Table, pa.Table | None]:

@@ -1,6 +1,6 @@
 """Reading images and naming files inside the work of a stage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,14 @@ BATCH = 16
 """Images that one thread reads and processes at a time; the batch size of networks."""
 
 
-def reread_image(path: str, channels: int = 3) -> np.ndarray:
-    """Read an image that an earlier stage has read: uint8 (H, W, channels).
+def reread_image(path: str, read: Callable[[str], np.ndarray] = read_image) -> np.ndarray:
+    """Read an image that an earlier stage has read; by default as uint8 RGB (H, W, 3).
 
     Raises:
         DinomedError: the image cannot be read any more.
     """
     try:
-        return read_image(path, channels=channels)
+        return read(path)
     except UnreadableImage as error:
         raise DinomedError(
             f"{error}; an earlier stage could read it: run the curation again with `overwrite=True`"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.explore.pca import principal_components
 from dinomed.features.neighbors import normalised
@@ -20,6 +21,7 @@ from dinomed.pretrain.curation.descriptors.stage import Vectors, manifest_digest
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, stage_key, vectors_to_column
 from dinomed.pretrain.curation.runtime.context import VECTORS, CurationContext
 from dinomed.pretrain.curation.runtime.images import batches, reread_image
+from dinomed.pretrain.data.select_images import fits_channels
 
 STAGE = "embed"
 _ROWS_PER_BLOCK = 4096  # of a matrix that is written
@@ -83,10 +85,10 @@ class Embed:
         backbone = load_frozen(self.backbone, self.weights, self.device, self.mean, self.std)
         if backbone.fingerprint != self.fingerprint:
             raise DinomedError(f"backbone {self.backbone} has changed since the curation began; run it again")
-        channels = backbone.preprocessing.channels if backbone.preprocessing.channels in (1, 3) else 3
+        preprocessing = backbone.preprocessing
 
         def load(batch: list[str]) -> Any:
-            return backbone.preprocessing.stack([reread_image(path, channels) for path in batch])
+            return preprocessing.stack([reread_image(path, preprocessing.read) for path in batch])
 
         tokens = [
             compute_features(backbone, batch, (-1,), patches=False).cls.float().cpu().numpy()
@@ -112,11 +114,12 @@ def load_frozen(
     return load_backbone(name, weights=weights, device=resolve_device(device), mean=mean, std=std)
 
 
-def check_embedder(embedder: Embedder, device: str) -> None:
+def check_embedder(embedder: Embedder, device: str, images: Manifest) -> None:
     """Check the device, the backbone and the headers of the tables, before the images are read.
 
     Raises:
-        UsageError: there is no such device or backbone, or a table does not match the backbone.
+        UsageError: there is no such device or backbone, a table does not match the backbone, or no image has the
+            channels that the backbone takes.
         DinomedError: the backbone is damaged.
     """
     from dinomed.device import resolve_device
@@ -129,6 +132,27 @@ def check_embedder(embedder: Embedder, device: str) -> None:
     backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
     for path in embedder.tables:
         _read_table(path, backbone.fingerprint, header_only=True)
+    find_misfits(embedder, device, images)
+
+
+def find_misfits(embedder: Embedder, device: str, images: Manifest) -> np.ndarray:
+    """Return which of N images have other channels than the backbone takes, bool (N,).
+
+    Raises:
+        UsageError: all have.
+    """
+    if embedder.backbone is None or not images.has("channels"):
+        return np.zeros(len(images), bool)
+    backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
+    channels = backbone.preprocessing.channels
+    facts = zip(images.column("mode"), images.column("channels"), strict=True)
+    is_misfit = np.array([not fits_channels(mode, count, channels) for mode, count in facts], bool)
+    if is_misfit.all():
+        raise UsageError(
+            f"no image fits `backbone`, which takes {channels} channels; {images.column('image')[0]} has "
+            f"{images.column('channels')[0]}: give a backbone that was pretrained on such images, or leave it out"
+        )
+    return is_misfit
 
 
 def embed_images(

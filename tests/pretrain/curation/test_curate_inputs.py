@@ -6,14 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dinomed.backbones.config import ViTConfig
+from dinomed.backbones.frozen import FrozenBackbone
+from dinomed.backbones.load import load_backbone, save_backbone
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
-from dinomed.errors import DinomedError
+from dinomed.errors import DinomedError, UsageError
+from dinomed.images.read import IntensityConfig
 from dinomed.pretrain.curation.config import CurationConfig
+from dinomed.pretrain.curation.descriptors.config import BackboneConfig
+from dinomed.pretrain.curation.descriptors.sources import check_source
+from dinomed.pretrain.curation.output.read import CurationResult
 from dinomed.pretrain.curation.pipeline import curate
 from dinomed.pretrain.curation.pool import NamedManifest, build_pool
+from dinomed.pretrain.curation.runtime.cache import column_to_vectors
+from dinomed.pretrain.curation.selection.embedding import Embed, Embedder
 
 
 def folder_of(folder: Path, images: Sequence[np.ndarray]) -> Manifest:
@@ -36,3 +48,69 @@ def test_a_pool_that_no_image_passes_is_refused_with_a_remedy(tmp_path: Path, ac
     settings: dict[str, Any] = {"faces": {"action": action}}
     with pytest.raises(DinomedError, match=r"^0 of 10 images are readable.* loosen quality\.\* or faces\.\*"):
         curate(build_pool(pool, [], exclude), tmp_path / "out.parquet", CurationConfig.model_validate(settings))
+
+
+def save_vit(folder: Path, **settings: Any) -> FrozenBackbone:
+    """Save a random ViT whose preprocessing has these settings, and load it."""
+    channels = settings.setdefault("channels", 3)
+    config = ViTConfig(
+        embed_dim=32, depth=1, num_heads=2, patch_size=8, image_size=32, layerscale=None, in_channels=channels
+    )
+    settings |= {"mean": (0.5,) * channels, "std": (0.2,) * channels}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_backbone(folder, VisionTransformer(config), Preprocessing(image_size=32, **settings))
+    return load_backbone(folder)
+
+
+SETTINGS: dict[str, Any] = {
+    "retrieval": {"mode": "all"}, "descriptor": {"fit_images": 8},
+    "quality": {
+        "min_short_side_px": 16, "min_luminance_mean": None, "min_luminance_spread": None, "min_sharpness": None,
+        "max_overexposed_share": None, "max_text_share": None,
+    },
+}  # fmt: skip
+
+
+def run(pool: Manifest, output: Path, backbone: Path | None = None, tables: Sequence[Path] = ()) -> CurationResult:
+    embedder = Embedder(None if backbone is None else str(backbone), tables=tables)
+    joined = build_pool(NamedManifest("pool", pool), [], [])
+    return curate(joined, output, CurationConfig.model_validate(SETTINGS), embedder=embedder)
+
+
+def test_embeddings_read_images_as_the_backbone_does(tmp_path: Path) -> None:
+    window = IntensityConfig(bits=16, window=(1000, 1400))
+    backbone = save_vit(tmp_path / "vit", channels=1, intensity=window)
+    values = np.random.default_rng(0).integers(1000, 1400, (3, 40, 40)).astype(np.uint16)
+    manifest = folder_of(tmp_path / "images", list(values))
+    paths = [str(manifest.path(row)) for row in range(3)]
+    table = Embed(str(tmp_path / "vit"), None, backbone.fingerprint)(paths)
+    expected = [backbone.preprocessing((image[..., None].astype(np.float32) - 1000) / 400) for image in values]
+    tokens = torch.nn.functional.normalize(backbone(torch.stack(expected))[0].cls, dim=1).numpy()
+    assert np.allclose(column_to_vectors(table["vector"]), tokens, atol=1e-5)
+
+
+def test_images_of_other_channels_than_the_backbone_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_vit(tmp_path / "vit", channels=5)
+    folder_of(tmp_path / "images", noise(1, 40))
+    for number, pages in enumerate(np.random.default_rng(0).integers(0, 256, (9, 5, 40, 40), np.uint8)):
+        first, *others = map(Image.fromarray, pages)
+        first.save(tmp_path / "images" / f"{number}.tif", save_all=True, append_images=others)
+    result = run(scan(tmp_path / "images", make_split=False).manifest, tmp_path / "out.parquet", tmp_path / "vit")
+    assert dict(zip(result.manifest.column("image"), result.manifest.column("reason"), strict=True)) == {
+        "0.png": "unreadable", **{f"{number}.tif": None for number in range(9)}
+    }  # fmt: skip
+    assert "images without the channels that `backbone` takes: 1 are left out" in result.summary["notes"]
+    monkeypatch.setattr("dinomed.pretrain.curation.pipeline.locked", None)  # nothing is read or written
+    colour = folder_of(tmp_path / "colour", noise(10, 40))
+    with pytest.raises(UsageError, match=r"no image fits `backbone`, which takes 5 channels; 0\.png has 3"):
+        run(colour, tmp_path / "new.parquet", tmp_path / "vit")
+
+
+@pytest.mark.parametrize(
+    "reading", [{"channels": 5}, {"intensity": IntensityConfig(window=(0, 9))}], ids=["channels", "window"]
+)
+def test_a_descriptor_refuses_a_backbone_that_reads_no_pictures(tmp_path: Path, reading: dict[str, Any]) -> None:
+    save_vit(tmp_path / "vit", **reading)
+    with pytest.raises(UsageError, match=r"descriptors compare pictures of 8 bits; leave descriptor\.source out"):
+        check_source(BackboneConfig(backbone=str(tmp_path / "vit")))
