@@ -15,6 +15,7 @@ from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.explore.pca import principal_components
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
+from dinomed.io.files import sha256_file
 from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.pretrain.curation.descriptors.stage import Vectors, manifest_digests
@@ -217,7 +218,7 @@ def _embed_by_backbone(
     place = {row: number for number, row in enumerate(missing.tolist())}
     dimension = computed.shape[1] or len(next(iter(known.values())))
     digests = manifest_digests(manifest, rows)
-    key = stage_key(STAGE, fingerprint, digests, [str(path) for path in embedder.tables])
+    key = stage_key(STAGE, fingerprint, digests, [sha256_file(path) for path in embedder.tables])
     joined = (
         np.stack([known[row] if row in known else computed[place[row]] for row in block.tolist()])
         for block in _row_blocks(rows)
@@ -228,26 +229,29 @@ def _embed_by_backbone(
 def _read_tables(tables: Sequence[Path], fingerprint: str, context: CurationContext) -> dict[int, np.ndarray]:
     """Read the vectors of images of the pool from tables of `dinomed features`; row of the pool -> vector.
 
+    An image is found by its content, so that an image that has changed does not get the vector of another one.
+
     Raises:
         UsageError: a file is no such table, another backbone made it, or it has no image of the pool.
     """
     vectors: dict[int, np.ndarray] = {}
     if not tables:
         return vectors
-    row_of_path = {path: row for row, path in enumerate(context.pool.paths[: context.pool.pool_size])}
+    rows_of_content: dict[str, list[int]] = {}
+    for row, content in enumerate(context.pool.manifest.column("sha256")):
+        rows_of_content.setdefault(content, []).append(row)
     for path in tables:
-        images, features = _read_table(path, fingerprint)
-        for image, vector in zip(images, features, strict=True):
-            if image in row_of_path:
-                vectors[row_of_path[image]] = vector
+        contents, features = _read_table(path, fingerprint)
+        for content, vector in zip(contents, features, strict=True):
+            vectors |= dict.fromkeys(rows_of_content.get(content, ()), vector)
     if not vectors:
-        raise UsageError("`embeddings`: none of the images is in the pool; the paths must be those of the manifest")
-    logger.info(f"the tables hold embeddings of {len(vectors):,} of {context.pool.pool_size:,} images of the pool")
+        raise UsageError("`embeddings`: no image of the pool has the content of an image of the tables; leave them out")
+    logger.info(f"the tables hold embeddings of {len(vectors):,} of {len(context.pool):,} images")
     return vectors
 
 
 def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> tuple[list[str], np.ndarray]:
-    """Return the image paths of a table of `dinomed features`, and their class tokens, normalised to length 1.
+    """Return the SHA-256 of the images of a table of `dinomed features`, and their class tokens, of length 1.
 
     With `header_only` both are empty, and only the header is checked.
     """
@@ -256,6 +260,8 @@ def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> t
             metadata = file.schema_arrow.metadata or {}
             if MARK not in metadata:
                 raise UsageError(f"`embeddings={path}` is no table of `dinomed features`")
+            if "sha256" not in file.schema_arrow.names:
+                raise UsageError(f"`embeddings={path}` has no column 'sha256'; compute it again")
             table = file.schema_arrow.empty_table() if header_only else file.read()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"`embeddings={path}` cannot be read ({first_line(error)[:80]})") from None
@@ -270,7 +276,7 @@ def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> t
     if header_only:
         return [], np.empty((0, 0), np.float32)
     features = normalised(column_to_vectors(table["feature"]), f"{path}: feature of image")
-    return table["image"].to_pylist(), features
+    return table["sha256"].to_pylist(), features
 
 
 def two_components(x: np.ndarray, slot: np.ndarray) -> np.ndarray:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
+from dinomed.features.table import write_feature_table
 from dinomed.images.read import IntensityConfig
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.descriptors.config import BackboneConfig
@@ -114,3 +117,28 @@ def test_a_descriptor_refuses_a_backbone_that_reads_no_pictures(tmp_path: Path, 
     save_vit(tmp_path / "vit", **reading)
     with pytest.raises(UsageError, match=r"descriptors compare pictures of 8 bits; leave descriptor\.source out"):
         check_source(BackboneConfig(backbone=str(tmp_path / "vit")))
+
+
+def rewrite(table: Path, place: int) -> None:
+    """Make all vectors of a table of features the unit vector along one axis."""
+    with pq.ParquetFile(table) as file:
+        rows = file.read()
+    features = np.zeros((len(rows), 32), np.float32)
+    features[:, place] = 1
+    column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), 32)
+    pq.write_table(rows.set_column(rows.column_names.index("feature"), rows.schema.field("feature"), column), table)
+
+
+def test_embeddings_of_a_table_are_those_of_the_same_contents(tmp_path: Path) -> None:
+    backbone, images = save_vit(tmp_path / "vit"), noise(10, 40)
+    table, output = tmp_path / "features.parquet", tmp_path / "out.parquet"
+    write_feature_table(backbone, folder_of(tmp_path / "first", images), table)
+    images[3] = 255 - images[3]  # under the name of an image of the table
+    pool = folder_of(tmp_path / "second", images)
+    for place in (0, 1):  # the same file with other vectors
+        rewrite(table, place)
+        run(pool, output, tmp_path / "vit", [table])
+        vectors = np.load(tmp_path / "out.stages" / "embed" / "vectors.npy")
+        assert np.flatnonzero(vectors[:, place] == 1).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    with pytest.raises(UsageError, match="no image of the pool has the content of an image of the tables"):
+        run(folder_of(tmp_path / "third", noise(10, 40, 7)), output, tmp_path / "vit", [table])
