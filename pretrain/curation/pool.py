@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.datasets.manifest import TEXT, TYPES, Manifest, build_array
+from dinomed.datasets.rebase import rebase
 from dinomed.errors import UsageError
 
 HELD_OUT = ("val", "test")
@@ -91,7 +92,7 @@ def build_pool(
     queries = [training for training, _ in splits if training is not None]
     excluded = [*exclude, *(held_out for _, held_out in splits if held_out is not None)]
     root = _common_root([pool.manifest, *(named.manifest for named in queries)])
-    base = _rebased(pool.manifest, root)
+    base = rebase(pool.manifest, root)
     known_paths = {path: row for row, path in enumerate(base.column("image"))}
     known_contents: dict[str, int] = {}
     for row, digest in enumerate(base.column("sha256")):
@@ -100,7 +101,7 @@ def build_pool(
     paths, groups = pool.manifest.column("image"), [_without_none(group) for group in pool.manifest.groups()]
     repeated_images: list[_RepeatedImages] = []
     for named in queries:
-        moved = _rebased(named.manifest, root)
+        moved = rebase(named.manifest, root)
         set_groups, set_paths = named.manifest.groups(), named.manifest.column("image")
         rows: list[int] = []
         new: list[int] = []
@@ -129,7 +130,7 @@ def build_pool(
     references = None
     if excluded:
         reference_root = _common_root([named.manifest for named in excluded])
-        references = _joined([_rebased(named.manifest, reference_root) for named in excluded])
+        references = _joined([rebase(named.manifest, reference_root) for named in excluded])
     return Pool(
         _filled(_joined(parts), repeated_images), len(base), tuple(query_sets), paths, groups, references,
         [group for named in excluded for group in named.manifest.groups()],
@@ -179,20 +180,6 @@ def _common_root(manifests: Sequence[Manifest]) -> Path:
         return Path(os.path.commonpath([manifest.root.resolve() for manifest in manifests]))
     except ValueError:  # on several drives (Windows)
         raise UsageError("the sets lie on several drives; put their images on one") from None
-
-
-def _rebased(manifest: Manifest, root: Path) -> Manifest:
-    """Return the same images with paths relative to `root`, a parent of the manifest's root."""
-    below = os.path.relpath(manifest.root.resolve(), root)
-    if below == ".":
-        return manifest
-    prefix = Path(below).as_posix() + "/"
-    table = manifest.table
-    for name in ("image", "mask"):
-        if name in table.column_names:
-            values = [None if value is None else prefix + value for value in table[name].to_pylist()]
-            table = table.set_column(table.column_names.index(name), name, build_array(values, TEXT))
-    return Manifest(table, root, decoded=manifest.decoded)
 
 
 def _joined(parts: Sequence[Manifest]) -> Manifest:

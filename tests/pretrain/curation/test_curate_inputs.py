@@ -16,7 +16,7 @@ from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
-from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.table import write_feature_table
@@ -142,3 +142,26 @@ def test_embeddings_of_a_table_are_those_of_the_same_contents(tmp_path: Path) ->
         assert np.flatnonzero(vectors[:, place] == 1).tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
     with pytest.raises(UsageError, match="no image of the pool has the content of an image of the tables"):
         run(folder_of(tmp_path / "third", noise(10, 40, 7)), output, tmp_path / "vit", [table])
+
+
+def test_paths_of_all_columns_follow_the_root_of_blurred_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = noise(10, 40)
+    pool = folder_of(tmp_path / "data" / "pool", [*images, images[1]])  # 10.png is 1.png, or the other way
+    depth = [None, *[f"{number}.png" for number in range(10)]]
+    columns = {name: pool.column(name) for name in pool.columns}
+    pool = build_manifest(columns | {"depth": depth, "site": ["arm"] * 11}, pool.root)
+    monkeypatch.setattr(
+        "dinomed.pretrain.curation.filters.faces.find_faces",
+        lambda image, config: [(2, 2, 20, 20)] if (image == images[0]).all() else [],
+    )
+    joined = build_pool(NamedManifest("pool", pool), [], [])
+    config = CurationConfig.model_validate(SETTINGS | {"faces": {"action": "blur"}})
+    made = curate(joined, tmp_path / "results" / "out.parquet", config).manifest
+    for name in ("image", "depth", "duplicate_of", "original"):
+        paths = [path for path in made.column(name) if path is not None]
+        assert paths, name
+        assert all((made.root / path).is_file() for path in paths), name
+    assert made.column("image")[0].startswith("results/out.faces/")
+    assert set(made.column("site")) == {"arm"}

@@ -68,3 +68,20 @@ def test_an_image_of_two_query_sets_has_the_values_of_both(tmp_path: Path) -> No
     made = joined(images(tmp_path, "a"), [first, second], [])
     assert made.groups == [(), ("p1", "p2")]
     assert made.manifest.column("label") == [None, "nevus"]
+
+
+def test_paths_of_all_columns_follow_the_common_root(tmp_path: Path) -> None:
+    """The pool and the query set have depth maps, and lie in different folders."""
+    sides = []
+    for name, letters in (("pool", "ab"), ("trusted", "c")):
+        (tmp_path / name).mkdir()
+        depth = [f"{letter}.depth.png" for letter in letters]
+        for file in (*depth, "left"):
+            (tmp_path / name / file).touch()
+        label = {"label": ["left"] * len(letters)}  # a label may be called like a file
+        sides.append(images(tmp_path / name, letters, depth=depth, site=["arm"] * len(letters), **label))
+    made = joined(sides[0], [sides[1]], []).manifest
+    assert made.column("image") == ["pool/a.png", "pool/b.png", "trusted/c.png"]
+    assert made.column("depth") == ["pool/a.depth.png", "pool/b.depth.png", "trusted/c.depth.png"]
+    assert made.column("site") == ["arm"] * 3
+    assert made.column("label") == ["left"] * 3
