@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import write_manifest
 from dinomed.errors import DinomedError, UsageError
@@ -30,7 +31,12 @@ from dinomed.pretrain.curation.output.write import Boxes, write_result
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
-from dinomed.pretrain.curation.selection.embedding import Embedder, check_embedder, find_misfits
+from dinomed.pretrain.curation.selection.embedding import (
+    Embedder,
+    check_embedder,
+    find_misfits,
+    find_preprocessing,
+)
 from dinomed.pretrain.curation.selection.stage import check_query_sets, select_images
 
 
@@ -79,7 +85,7 @@ def curate(
         decisions = Decisions(len(pool))
         _apply_rules(pool, config.rules, decisions)
         _drop_misfits(context, embedder, decisions)
-        images, reference_images = _read_images(context, decisions)
+        images, reference_images = _read_images(context, decisions, find_preprocessing(embedder, device))
         _apply_quality(pool, images, config.quality, decisions)
         faces = _find_faces(context, config.faces, decisions)
         links = link_duplicates(
@@ -118,19 +124,27 @@ def _drop_misfits(context: CurationContext, embedder: Embedder, decisions: Decis
         raise UsageError("no image of the pool that the rules keep has the channels that `backbone` takes")
 
 
-def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Table, pa.Table | None]:
+def _read_images(
+    context: CurationContext, decisions: Decisions, preprocessing: Preprocessing | None
+) -> tuple[pa.Table, pa.Table | None]:
     """Run the image pass over the images that the rules keep, and over the excluded images.
+
+    Args:
+        preprocessing: of the backbone of the embeddings, which must read the images of the pool too; None without one.
 
     Returns:
         A table with one row per image of the pool (rows of dropped images are arbitrary), and one with a row per
         excluded image (None if there are none).
     """
     pool = context.pool
-    work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded)
+    work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded, preprocessing=preprocessing)
+    settings = [VERSION]
+    if preprocessing is not None:
+        settings += [preprocessing.channels, preprocessing.intensity.model_dump(mode="json")]
     rows = np.flatnonzero(decisions.kept)
     if not decisions.kept[: pool.pool_size].any():
         raise UsageError("the rules leave no image of the pool; loosen rules.allow or rules.deny")
-    images = context.map_images("images", VERSION, pool.manifest, rows, work, description="reading images")
+    images = context.map_images("images", settings, pool.manifest, rows, work, description="reading images")
     if len(rows) < len(pool):
         place = np.zeros(len(pool), np.int64)  # dropped images have no row; the first one fills their place
         place[rows] = np.arange(len(rows))
@@ -138,12 +152,14 @@ def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Tab
     readable = is_none(images["problem"].to_pylist())
     decisions.drop(~readable, UNREADABLE)
     if not (readable & decisions.kept).any():
-        raise DinomedError(f"none of {len(rows)} images can be read ({images['problem'][int(rows[0])].as_py()})")
+        reader = "" if preprocessing is None else " as `backbone` reads them"
+        problem = images["problem"][int(rows[0])].as_py()
+        raise DinomedError(f"none of {len(rows)} images can be read{reader} ({problem})")
     if pool.references is None:
         return images, None
     work = ImagePass(workers=context.workers, isolated=not pool.references.decoded)
     reference_images = context.map_images(
-        "images", VERSION, pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
+        "images", [VERSION], pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
         description="reading excluded images",
     )  # fmt: skip
     if unreadable := len(reference_images) - reference_images["problem"].null_count:

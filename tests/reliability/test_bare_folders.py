@@ -22,7 +22,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     run = DecodingPool.run
 
     def note(self: DecodingPool, target: str, calls: Any) -> Any:
-        if target.endswith(":read_pixels"):
+        if target.endswith((":read_pixels", ":shown_pixels")):
             names.update(Path(call[0]).name for call in calls)
         return run(self, target, calls)
 

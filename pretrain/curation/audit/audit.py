@@ -16,10 +16,10 @@ from pydantic import Field
 
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.pixels import read_picture
 from dinomed.errors import UsageError
 from dinomed.features.neighbors import nearest
-from dinomed.images.read import UnreadableImage, read_image
-from dinomed.isolation.images import read_image_isolated
+from dinomed.images.read import UnreadableImage
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, HashedImages, hash_images
 from dinomed.pretrain.curation.audit.training_index import TrainingIndex, hash_group
 from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
@@ -231,7 +231,7 @@ def _check(
 def _read_if_readable(undecoded: Set[str], path: str) -> np.ndarray | None:
     """Read an image, or return None; the paths that no scan has decoded in a process with limits."""
     try:
-        return (read_image_isolated if path in undecoded else read_image)(path)
+        return read_picture(path, isolated=path in undecoded)
     except UnreadableImage:
         return None
 

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dinomed.datasets.pixels import read_picture
 from dinomed.errors import DinomedError
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 
 BATCH = 16
 """Images that one thread reads and processes at a time; the batch size of networks."""
 
 
-def reread_image(path: str, read: Callable[[str], np.ndarray] = read_image) -> np.ndarray:
-    """Read an image that an earlier stage has read; by default as uint8 RGB (H, W, 3).
+def reread_image(path: str, read: Callable[[str], np.ndarray] = read_picture) -> np.ndarray:
+    """Read an image that an earlier stage has read; by default its picture, uint8 RGB (H, W, 3).
 
     Raises:
         DinomedError: the image cannot be read any more.

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.explore.pca import principal_components
@@ -136,16 +137,24 @@ def check_embedder(embedder: Embedder, device: str, images: Manifest) -> None:
     find_misfits(embedder, device, images)
 
 
+def find_preprocessing(embedder: Embedder, device: str) -> Preprocessing | None:
+    """Return how the backbone reads images; None without one."""
+    if embedder.backbone is None:
+        return None
+    backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
+    return backbone.preprocessing  # type: ignore[no-any-return]
+
+
 def find_misfits(embedder: Embedder, device: str, images: Manifest) -> np.ndarray:
     """Return which of N images have other channels than the backbone takes, bool (N,).
 
     Raises:
         UsageError: all have.
     """
-    if embedder.backbone is None or not images.has("channels"):
+    preprocessing = find_preprocessing(embedder, device)
+    if preprocessing is None or not images.has("channels"):
         return np.zeros(len(images), bool)
-    backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
-    channels = backbone.preprocessing.channels
+    channels = preprocessing.channels
     facts = zip(images.column("mode"), images.column("channels"), strict=True)
     is_misfit = np.array([not fits_channels(mode, count, channels) for mode, count in facts], bool)
     if is_misfit.all():

@@ -17,13 +17,18 @@ from dinomed.backbones.load import load_backbone, save_backbone
 from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.backbones.vit import VisionTransformer
 from dinomed.datasets.manifest import Manifest, build_manifest
+from dinomed.datasets.pixels import read_picture
 from dinomed.datasets.scan.scan import scan
 from dinomed.errors import DinomedError, UsageError
 from dinomed.features.table import write_feature_table
 from dinomed.images.read import IntensityConfig
+from dinomed.pretrain.curation.audit.audit import AuditConfig, audit_training_index
+from dinomed.pretrain.curation.audit.training_index import read_training_index, write_training_index
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.descriptors.config import BackboneConfig
 from dinomed.pretrain.curation.descriptors.sources import check_source
+from dinomed.pretrain.curation.filters.config import FacesConfig
+from dinomed.pretrain.curation.filters.faces import FindFaces
 from dinomed.pretrain.curation.output.read import CurationResult
 from dinomed.pretrain.curation.pipeline import curate
 from dinomed.pretrain.curation.pool import NamedManifest, build_pool
@@ -165,3 +170,58 @@ def test_paths_of_all_columns_follow_the_root_of_blurred_copies(
         assert all((made.root / path).is_file() for path in paths), name
     assert made.column("image")[0].startswith("results/out.faces/")
     assert set(made.column("site")) == {"arm"}
+
+
+def arrays_of(folder: Path, channels: int) -> Manifest:
+    """Write ten arrays of Hounsfield units, smooth enough for all filters, and scan them."""
+    folder.mkdir()
+    for number, small in enumerate(np.random.default_rng(0).integers(-1000, 400, (10, 5, 6, channels))):
+        np.save(folder / f"{number}.npy", np.kron(small, np.ones((16, 16, 1))).astype(np.int16))
+    return scan(folder, make_split=False).manifest
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_arrays_that_pretraining_reads_are_curated_and_hashed(
+    tmp_path: Path, channels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = arrays_of(tmp_path / "pool", channels)
+    made = run(pool, tmp_path / "plain.parquet")
+    assert made.counts == {"kept": 10}
+    save_vit(tmp_path / "vit", channels=channels, intensity=IntensityConfig(window=(-1000, 400)))
+    made = run(pool, tmp_path / "embedded.parquet", tmp_path / "vit")
+    assert made.counts == {"kept": 10}
+    write_training_index(tmp_path, pool)
+    assert read_training_index(tmp_path).readable.all()
+    found = audit_training_index(read_training_index(tmp_path), pool, AuditConfig(near=True))
+    assert (found.unreadable, found.counts["exact"]) == (0, 10)
+    assert "cannot be read" not in capsys.readouterr().err
+
+
+def test_arrays_that_the_backbone_cannot_read_are_refused_as_such(tmp_path: Path) -> None:
+    pool = arrays_of(tmp_path / "pool", 1)
+    save_vit(tmp_path / "vit")
+    with pytest.raises(DinomedError, match=r"none of 10 images can be read as `backbone` reads them \(values from -"):
+        run(pool, tmp_path / "out.parquet", tmp_path / "vit")
+
+
+def test_no_faces_are_looked_for_in_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blurred copy would have other channels and values."""
+    pool = arrays_of(tmp_path / "pool", 1)
+    monkeypatch.setattr("dinomed.pretrain.curation.filters.faces.find_faces", lambda image, config: [(2, 2, 20, 20)])
+    assert FindFaces(FacesConfig(action="blur"))([str(pool.path(0))])["boxes"].to_pylist() == [[]]
+    (tmp_path / "pool" / "0.npy").unlink()
+    with pytest.raises(DinomedError, match="an earlier stage could read it"):
+        FindFaces(FacesConfig(action="blur"))([str(pool.path(0))])
+
+
+def test_a_picture_is_in_colour_or_else_the_first_channel_in_gray(tmp_path: Path) -> None:
+    pool = arrays_of(tmp_path / "pool", 5)
+    first = np.load(pool.path(0))[..., 0].astype(np.float64)
+    low, high = np.percentile(first, (0.5, 99.5))
+    expected = (np.clip((first - low) / (high - low), 0, 1) * 255).round()
+    for isolated in (False, True):
+        picture = read_picture(pool.path(0), isolated=isolated)
+        assert picture.shape == (*first.shape, 3)
+        assert np.abs(picture - expected[..., None]).max() <= 1
+    colour = noise(1, 40)[0]
+    assert (read_picture(folder_of(tmp_path / "colour", [colour]).path(0)) == colour).all()
