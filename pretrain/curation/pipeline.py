@@ -7,6 +7,7 @@ cached, and a second run continues after the last cached result.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -138,7 +139,7 @@ def _read_images(
     """
     pool = context.pool
     work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded, preprocessing=preprocessing)
-    settings = [VERSION]
+    settings: list[Any] = [VERSION]
     if preprocessing is not None:
         settings += [preprocessing.channels, preprocessing.intensity.model_dump(mode="json")]
     rows = np.flatnonzero(decisions.kept)

@@ -142,7 +142,8 @@ def find_preprocessing(embedder: Embedder, device: str) -> Preprocessing | None:
     if embedder.backbone is None:
         return None
     backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
-    return backbone.preprocessing  # type: ignore[no-any-return]
+    preprocessing: Preprocessing = backbone.preprocessing
+    return preprocessing
 
 
 def find_misfits(embedder: Embedder, device: str, images: Manifest) -> np.ndarray:
