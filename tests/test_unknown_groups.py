@@ -101,6 +101,6 @@ def test_search_audit_and_overlap_join_nothing(sides: tuple[Manifest, Manifest],
 def test_a_curation_keeps_them_apart(sides: tuple[Manifest, Manifest]) -> None:
     pool, query_set = (NamedManifest(name, manifest) for name, manifest in zip(("pool", "trusted"), sides, strict=True))
     joined = build_pool(pool, [query_set], [query_set])
-    assert joined.groups == [*GROUPS, *[None] * COUNT]
-    assert joined.manifest.groups() == joined.groups
+    assert joined.manifest.groups() == [*GROUPS, *[None] * COUNT]
+    assert joined.groups == [() if group is None else (group,) for group in joined.manifest.groups()]
     assert joined.reference_groups == [None] * COUNT

@@ -165,8 +165,8 @@ def extract_features(
         backbone: a loaded backbone, or what `load_backbone` takes.
         images: a manifest, or the path of a manifest, a folder or an image; or images in memory: one or a sequence of
             PIL images, arrays (H, W, 3) uint8, tensors (3, H, W) and paths.
-        out: Parquet file to write, with the columns ``image`` and ``feature``. Files that cannot be read are listed in
-            NAME.unreadable.csv beside it.
+        out: Parquet file to write, with the columns ``image``, ``sha256`` and ``feature``. Files that cannot be read
+            are listed in NAME.unreadable.csv beside it.
         tokens: feature of the table: cls, mean (of the patch tokens) or cls+mean.
         weights: file with the weights of a backbone that is given by name.
         image_size: side of the square to which images are resized, px.

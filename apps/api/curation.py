@@ -129,6 +129,8 @@ def plan_curation(
     device: str = "auto",
 ) -> "tuple[CurationConfig, Pool]":
     """Check the arguments as `curate` does; return the settings and the pool. Nothing is written or downloaded."""
+    from dinomed.pretrain.curation.descriptors.config import BackboneConfig
+    from dinomed.pretrain.curation.descriptors.sources import check_source
     from dinomed.pretrain.curation.selection.embedding import check_embedder
 
     check_curation_options(Path(out), executor, ray_address, overwrite=overwrite)
@@ -136,7 +138,10 @@ def plan_curation(
     planned = open_pool(pool, query_sets, exclude, config, settings)
     embedder = _embedder(backbone, weights, embeddings, mean, std)
     if embedder.backbone is None or Path(embedder.backbone).exists():
-        check_embedder(embedder, device)
+        check_embedder(embedder, device, planned[1].manifest)
+    source = planned[0].descriptor.source
+    if not isinstance(source, BackboneConfig) or Path(source.backbone).exists():
+        check_source(source, device)
     return planned
 
 

@@ -25,7 +25,7 @@ def features(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the features of images to a Parquet table with the columns image and feature.
+    """Write the features of images to a Parquet table with the columns image, sha256 and feature.
 
     An interrupted run is resumed. Images that cannot be used are listed in OUT.unreadable.csv, and the exit code is
     then 1. For research use only, not for diagnosis.

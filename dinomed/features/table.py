@@ -73,7 +73,8 @@ def write_feature_table(
 ) -> FeatureTable:
     """Compute features and write them as a Parquet table, in the order of the manifest.
 
-    Its columns are `image` (path relative to the root of the manifest) and `feature` (fixed-size list of float32).
+    Its columns are `image` (path relative to the root of the manifest), `sha256` (as in the manifest) and `feature`
+    (fixed-size list of float32).
     Shards are kept in ``OUT.parts`` until the table is complete; an interrupted run continues from them. At the end
     they are removed; other files in that folder stay.
 
@@ -118,14 +119,15 @@ def _write_table(
         SHARDS: features.folder.name.encode(),
     }
     kind = pa.list_(pa.float32(), dimension)
-    schema = pa.schema([("image", pa.string()), ("feature", kind)], metadata=note)
-    names = manifest.table["image"].combine_chunks()
+    schema = pa.schema([("image", pa.string()), ("sha256", pa.string()), ("feature", kind)], metadata=note)
+    names, contents = (manifest.table[column].combine_chunks() for column in ("image", "sha256"))
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         written = 0
         for shard in features.shards:
             values = np.concatenate([features.shard(shard, name) for name in kinds], axis=1)
             feature = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), pa.float32()), dimension)
-            writer.write_table(pa.table([names.slice(written, len(values)), feature], schema=schema))
+            part = slice(written, written + len(values))
+            writer.write_table(pa.table([names[part], contents[part], feature], schema=schema))
             written += len(values)
     return manifest, dimension
 

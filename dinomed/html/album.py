@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.pixels import read_row
+from dinomed.datasets.pixels import read_picture
 from dinomed.html.page import figure, paragraph
 from dinomed.images.read import UnreadableImage
 
@@ -106,7 +106,7 @@ class Album:
         return [] if self.mask is None else [paragraph(self.mask.describe())]
 
     def _read(self, manifest: Manifest, row: int) -> np.ndarray:
-        image = read_row(manifest, row)
+        image = read_picture(manifest.path(row), isolated=not manifest.decoded)
         return image if self.mask is None else self.mask(image)
 
     def _name(self, manifest: Manifest, row: int) -> str:

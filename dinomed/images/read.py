@@ -162,11 +162,11 @@ def read_whole(path: str | Path, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def read_shown(
-    path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
+    path: str | Path, channels: int | None, intensity: IntensityConfig, max_pixels: int = MAX_PIXELS, frame: int = 0
 ) -> np.ndarray:
     """Read an image for display, uint8 (H, W, 3): in colour, or else the first of its `channels` in gray.
 
-    `frame` is as of `read_image`.
+    `channels` None is the number of channels of the file. `frame` is as of `read_image`.
 
     Raises:
         UnreadableImage: the file cannot be read in colour or with `channels` channels.
@@ -174,6 +174,7 @@ def read_shown(
     try:
         return read_image(path, max_pixels=max_pixels, frame=frame)
     except UnreadableImage:
+        channels = read_header(path, max_pixels).channels if channels is None else channels
         first = read_image(path, channels=channels, intensity=intensity, max_pixels=max_pixels, frame=frame)[..., :1]
     gray = first if first.dtype == np.uint8 else (first * 255).round().astype(np.uint8)
     return np.repeat(gray, 3, axis=2)

@@ -40,7 +40,7 @@ def read_image_isolated(
 
 
 def read_shown_isolated(
-    path: str | Path, channels: int, intensity: IntensityConfig, max_pixels: int, frame: int = 0
+    path: str | Path, channels: int | None, intensity: IntensityConfig, max_pixels: int, frame: int = 0
 ) -> np.ndarray:
     """Read like `dinomed.images.read.read_shown`, in a decoding process with limits on memory and time.
 
@@ -132,7 +132,7 @@ def read_pixels(
 
 
 def shown_pixels(
-    path: str, channels: int, intensity: dict[str, Any], max_pixels: int, frame: int
+    path: str, channels: int | None, intensity: dict[str, Any], max_pixels: int, frame: int
 ) -> tuple[None, np.ndarray]:
     """Read an image for display; for the decoding process."""
     return None, read_shown(path, channels, IntensityConfig(**intensity), max_pixels, frame)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.pixels import read_picture
 from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.prefetch import prefetch
 from dinomed.isolation.images import read_image_isolated
@@ -17,7 +20,7 @@ from dinomed.pretrain.curation.descriptors.descriptor import Descriptor
 from dinomed.pretrain.curation.filters.quality import MEASURES, measure_quality
 from dinomed.pretrain.curation.runtime.images import batches
 
-VERSION = 1
+VERSION = 2
 """Part of the cache keys; increased when the columns or their computation change."""
 _VECTOR = pa.list_(pa.float32())
 
@@ -26,8 +29,8 @@ _VECTOR = pa.list_(pa.float32())
 class ImagePass:
     """Work of the stage: paths to a table with one row per image.
 
-    With `isolated`, images are decoded in processes with limits (`dinomed.isolation`), as files that no scan has
-    decoded.
+    The values are those of the pictures that `read_picture` reads. With `isolated`, images are decoded in processes
+    with limits. With the `preprocessing` of a backbone, it must read the images too.
 
     Columns:
         problem: the reason why the image cannot be read, else null. The other columns are then 0, `vector` is null.
@@ -41,6 +44,7 @@ class ImagePass:
     descriptor: Descriptor | None = None
     workers: int | None = None
     isolated: bool = False
+    preprocessing: Preprocessing | None = None
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
         rows = [row for batch in prefetch(self._measure, batches(paths), self.workers, ahead=2) for row in batch]
@@ -55,12 +59,11 @@ class ImagePass:
 
     def _measure(self, batch: list[str]) -> list[dict[str, Any]]:
         """Return the values of each image of a batch; those of an unreadable one lack all but `problem`."""
-        read = read_image_isolated if self.isolated else read_image
         rows: list[dict[str, Any]] = []
         readable, images = [], []
         for path in batch:
             try:
-                image = read(path)
+                image = self._read(path)
             except UnreadableImage as error:
                 rows.append({"problem": error.reason})
                 continue
@@ -76,3 +79,11 @@ class ImagePass:
             for row, vector in zip(readable, self.descriptor(images), strict=True):
                 row["vector"] = vector
         return rows
+
+    def _read(self, path: str) -> np.ndarray:
+        if self.preprocessing is not None:
+            try:
+                return (read_image_isolated if self.isolated else read_image)(path)
+            except UnreadableImage:  # the backbone may have a window, or other channels
+                (self.preprocessing.read_isolated if self.isolated else self.preprocessing.read)(path)
+        return read_picture(path, isolated=self.isolated)

@@ -7,10 +7,12 @@ cached, and a second run continues after the last cached result.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dinomed.backbones.preprocessing import Preprocessing
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import write_manifest
 from dinomed.errors import DinomedError, UsageError
@@ -19,6 +21,7 @@ from dinomed.log import logger
 from dinomed.pretrain.curation.config import CurationConfig
 from dinomed.pretrain.curation.decisions import DENIED, FACE, NOT_ALLOWED, UNREADABLE, Decisions, is_none
 from dinomed.pretrain.curation.deduplication.stage import link_duplicates
+from dinomed.pretrain.curation.descriptors.sources import check_source
 from dinomed.pretrain.curation.filters.allow_deny import find_allowed, find_denied
 from dinomed.pretrain.curation.filters.config import FacesConfig, QualityConfig, RulesConfig
 from dinomed.pretrain.curation.filters.faces import FindFaces, check_detector
@@ -29,7 +32,12 @@ from dinomed.pretrain.curation.output.write import Boxes, write_result
 from dinomed.pretrain.curation.pool import Pool
 from dinomed.pretrain.curation.runtime.context import CurationContext
 from dinomed.pretrain.curation.runtime.executor import Executor, LocalExecutor
-from dinomed.pretrain.curation.selection.embedding import Embedder, check_embedder
+from dinomed.pretrain.curation.selection.embedding import (
+    Embedder,
+    check_embedder,
+    find_misfits,
+    find_preprocessing,
+)
 from dinomed.pretrain.curation.selection.stage import check_query_sets, select_images
 
 
@@ -65,7 +73,8 @@ def curate(
     """
     config, output, embedder = config or CurationConfig(), Path(output), embedder or Embedder()
     check_query_sets(pool, config.retrieval)
-    check_embedder(embedder, device)
+    check_embedder(embedder, device, pool.manifest)
+    check_source(config.descriptor.source, device)
     if config.faces.action != "off":
         check_detector()
     folder = stages_path(output)
@@ -76,7 +85,8 @@ def curate(
         )  # fmt: skip
         decisions = Decisions(len(pool))
         _apply_rules(pool, config.rules, decisions)
-        images, reference_images = _read_images(context, decisions)
+        _drop_misfits(context, embedder, decisions)
+        images, reference_images = _read_images(context, decisions, find_preprocessing(embedder, device))
         _apply_quality(pool, images, config.quality, decisions)
         faces = _find_faces(context, config.faces, decisions)
         links = link_duplicates(
@@ -103,19 +113,39 @@ def _apply_rules(pool: Pool, config: RulesConfig, decisions: Decisions) -> None:
     decisions.drop(~find_allowed(pool.manifest, pool.paths, config.allow) & is_pool, NOT_ALLOWED)
 
 
-def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Table, pa.Table | None]:
+def _drop_misfits(context: CurationContext, embedder: Embedder, decisions: Decisions) -> None:
+    """Drop the images whose channels do not fit the backbone of the embeddings; query images too."""
+    images = context.pool.manifest
+    misfits = decisions.kept & find_misfits(embedder, context.device, images)
+    if not misfits.any():
+        return
+    context.warn(f"images without the channels that `backbone` takes: {misfits.sum():,} are left out")
+    decisions.drop(misfits, UNREADABLE)
+    if not decisions.kept[: context.pool.pool_size].any():
+        raise UsageError("no image of the pool that the rules keep has the channels that `backbone` takes")
+
+
+def _read_images(
+    context: CurationContext, decisions: Decisions, preprocessing: Preprocessing | None
+) -> tuple[pa.Table, pa.Table | None]:
     """Run the image pass over the images that the rules keep, and over the excluded images.
+
+    Args:
+        preprocessing: of the backbone of the embeddings, which must read the images of the pool too; None without one.
 
     Returns:
         A table with one row per image of the pool (rows of dropped images are arbitrary), and one with a row per
         excluded image (None if there are none).
     """
     pool = context.pool
-    work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded)
+    work = ImagePass(workers=context.workers, isolated=not pool.manifest.decoded, preprocessing=preprocessing)
+    settings: list[Any] = [VERSION]
+    if preprocessing is not None:
+        settings += [preprocessing.channels, preprocessing.intensity.model_dump(mode="json")]
     rows = np.flatnonzero(decisions.kept)
     if not decisions.kept[: pool.pool_size].any():
         raise UsageError("the rules leave no image of the pool; loosen rules.allow or rules.deny")
-    images = context.map_images("images", VERSION, pool.manifest, rows, work, description="reading images")
+    images = context.map_images("images", settings, pool.manifest, rows, work, description="reading images")
     if len(rows) < len(pool):
         place = np.zeros(len(pool), np.int64)  # dropped images have no row; the first one fills their place
         place[rows] = np.arange(len(rows))
@@ -123,12 +153,14 @@ def _read_images(context: CurationContext, decisions: Decisions) -> tuple[pa.Tab
     readable = is_none(images["problem"].to_pylist())
     decisions.drop(~readable, UNREADABLE)
     if not (readable & decisions.kept).any():
-        raise DinomedError(f"none of {len(rows)} images can be read ({images['problem'][int(rows[0])].as_py()})")
+        reader = "" if preprocessing is None else " as `backbone` reads them"
+        problem = images["problem"][int(rows[0])].as_py()
+        raise DinomedError(f"none of {len(rows)} images can be read{reader} ({problem})")
     if pool.references is None:
         return images, None
     work = ImagePass(workers=context.workers, isolated=not pool.references.decoded)
     reference_images = context.map_images(
-        "images", VERSION, pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
+        "images", [VERSION], pool.references, np.arange(len(pool.references)), work, prefix="excluded-",
         description="reading excluded images",
     )  # fmt: skip
     if unreadable := len(reference_images) - reference_images["problem"].null_count:
@@ -146,9 +178,9 @@ def _apply_quality(pool: Pool, images: pa.Table, config: QualityConfig, decision
 
 def _find_faces(context: CurationContext, config: FacesConfig, decisions: Decisions) -> Boxes:
     """Find faces, in query images too, and drop the images that have any if the action is ``drop``."""
-    if config.action == "off":
-        return {}
     rows = np.flatnonzero(decisions.kept)
+    if config.action == "off" or not len(rows):
+        return {}
     table = context.map_images(
         "faces", config.model_dump(exclude={"action"}), context.pool.manifest, rows, FindFaces(config, context.workers),
         description="finding faces",

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from dinomed.datasets.manifest import TEXT, TYPES, Manifest, build_array
+from dinomed.datasets.rebase import rebase
 from dinomed.errors import UsageError
 
 HELD_OUT = ("val", "test")
@@ -40,7 +41,7 @@ class Pool:
     pool_size: int  # the first `pool_size` rows are the images of the pool
     query_sets: tuple[QuerySet, ...]
     paths: list[str]  # N paths as in the manifest that an image comes from
-    groups: list[str | None]  # N
+    groups: list[tuple[str, ...]]  # N; an image of several sets is in the groups of all
     references: Manifest | None  # R excluded images
     reference_groups: list[str | None]  # R
     reference_sets: list[str]  # R names of excluded sets
@@ -57,12 +58,21 @@ class Pool:
         return out
 
 
+@dataclass(frozen=True)
+class _RepeatedImages:
+    """Images of a query set that have a row already."""
+
+    manifest: Manifest
+    rows: list[int]  # the row of each image
+
+
 def build_pool(
     pool: NamedManifest, trusted: Sequence[NamedManifest], exclude: Sequence[NamedManifest], *, hold_out: bool = True
 ) -> Pool:
     """Join the pool, the query sets and the excluded sets.
 
-    A query image that is also in the pool (same path or same content) is one row, in the pool.
+    A query image that is also in the pool (same path or same content) is one row, in the pool. Its empty cells are
+    filled from the query set, and it is in the groups of both.
 
     Args:
         trusted: query sets.
@@ -82,27 +92,33 @@ def build_pool(
     queries = [training for training, _ in splits if training is not None]
     excluded = [*exclude, *(held_out for _, held_out in splits if held_out is not None)]
     root = _common_root([pool.manifest, *(named.manifest for named in queries)])
-    base = _rebased(pool.manifest, root)
+    base = rebase(pool.manifest, root)
     known_paths = {path: row for row, path in enumerate(base.column("image"))}
     known_contents: dict[str, int] = {}
     for row, digest in enumerate(base.column("sha256")):
         known_contents.setdefault(digest, row)
     parts, query_sets, count = [base], [], len(base)
-    paths, groups = pool.manifest.column("image"), pool.manifest.groups()
+    paths, groups = pool.manifest.column("image"), [_without_none(group) for group in pool.manifest.groups()]
+    repeated_images: list[_RepeatedImages] = []
     for named in queries:
-        moved = _rebased(named.manifest, root)
+        moved = rebase(named.manifest, root)
+        set_groups, set_paths = named.manifest.groups(), named.manifest.column("image")
         rows: list[int] = []
         new: list[int] = []
+        again: dict[int, int] = {}
         for index, (path, digest) in enumerate(zip(moved.column("image"), moved.column("sha256"), strict=True)):
             row = known_paths.get(path, known_contents.get(digest, -1))
             if row < 0:
                 row = count + len(new)
                 new.append(index)
+                groups.append(())
+            else:
+                again[index] = row
+            groups[row] = tuple(dict.fromkeys([*groups[row], *_without_none(set_groups[index])]))
             known_paths.setdefault(path, row)
             rows.append(row)
-        set_groups, set_paths = named.manifest.groups(), named.manifest.column("image")
         parts.append(moved.take(new))
-        groups += [set_groups[index] for index in new]
+        repeated_images.append(_RepeatedImages(moved.take(list(again)), list(again.values())))
         paths += [set_paths[index] for index in new]
         query_sets.append(QuerySet(named.name, np.unique(np.array(rows, np.int64))))
         count += len(new)
@@ -114,12 +130,32 @@ def build_pool(
     references = None
     if excluded:
         reference_root = _common_root([named.manifest for named in excluded])
-        references = _joined([_rebased(named.manifest, reference_root) for named in excluded])
+        references = _joined([rebase(named.manifest, reference_root) for named in excluded])
     return Pool(
-        _joined(parts), len(base), tuple(query_sets), paths, groups, references,
+        _filled(_joined(parts), repeated_images), len(base), tuple(query_sets), paths, groups, references,
         [group for named in excluded for group in named.manifest.groups()],
         [named.name for named in excluded for _ in range(len(named.manifest))],
     )  # fmt: skip
+
+
+def _without_none(group: str | None) -> tuple[str, ...]:
+    return () if group is None else (group,)
+
+
+def _filled(manifest: Manifest, repeated_images: Sequence[_RepeatedImages]) -> Manifest:
+    """Fill the empty cells of rows from the query sets that hold the same images, the first set first."""
+    table = manifest.table
+    for repeated in repeated_images:
+        source = _joined([repeated.manifest]).table
+        for name in source.column_names if repeated.rows else ():
+            if name in TYPES:
+                continue
+            cells = table[name].to_pylist()
+            for row, value in zip(repeated.rows, source[name].to_pylist(), strict=True):
+                if cells[row] is None:
+                    cells[row] = value
+            table = table.set_column(table.column_names.index(name), name, build_array(cells, TEXT))
+    return replace(manifest, table=table)
 
 
 def _hold_out(named: NamedManifest) -> tuple[NamedManifest | None, NamedManifest | None]:
@@ -144,20 +180,6 @@ def _common_root(manifests: Sequence[Manifest]) -> Path:
         return Path(os.path.commonpath([manifest.root.resolve() for manifest in manifests]))
     except ValueError:  # on several drives (Windows)
         raise UsageError("the sets lie on several drives; put their images on one") from None
-
-
-def _rebased(manifest: Manifest, root: Path) -> Manifest:
-    """Return the same images with paths relative to `root`, a parent of the manifest's root."""
-    below = os.path.relpath(manifest.root.resolve(), root)
-    if below == ".":
-        return manifest
-    prefix = Path(below).as_posix() + "/"
-    table = manifest.table
-    for name in ("image", "mask"):
-        if name in table.column_names:
-            values = [None if value is None else prefix + value for value in table[name].to_pylist()]
-            table = table.set_column(table.column_names.index(name), name, build_array(values, TEXT))
-    return Manifest(table, root, decoded=manifest.decoded)
 
 
 def _joined(parts: Sequence[Manifest]) -> Manifest:

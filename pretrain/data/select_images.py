@@ -65,6 +65,13 @@ def warn_small_images(images: Manifest, size: int, patch: int) -> None:
         )
 
 
+def fits_channels(mode: str, count: int, in_channels: int) -> bool:
+    """Return whether an image of a mode and `count` channels fits a backbone; `check_channels` has the rule."""
+    is_array = " x " in mode
+    is_converted = in_channels in (1, 3) and (not is_array or count == 3)
+    return count in (1, in_channels) or is_converted
+
+
 def check_channels(images: Manifest, in_channels: int) -> None:
     """Raise if the number of channels of an image does not fit the backbone.
 
@@ -76,9 +83,7 @@ def check_channels(images: Manifest, in_channels: int) -> None:
     """
     names, counts, modes = (images.column(name) for name in ("image", "channels", "mode"))
     for name, count, mode in zip(names, counts, modes, strict=True):
-        is_array = " x " in mode
-        is_converted = in_channels in (1, 3) and (not is_array or count == 3)
-        if count not in (1, in_channels) and not is_converted:
+        if not fits_channels(mode, count, in_channels):
             raise UsageError(
                 f"{name} has {count} channels, but the backbone takes {in_channels}; "
                 f"use `settings=['backbone.in_channels={count}']`, with mean and std of {count} values"

@@ -11,6 +11,7 @@ from PIL import Image
 import dinomed
 from dinomed.datasets.manifest import write_manifest
 from dinomed.datasets.scan.scan import scan
+from dinomed.images.read import read_image_and_header
 from dinomed.isolation.pool import DecodingPool
 
 
@@ -21,7 +22,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     run = DecodingPool.run
 
     def note(self: DecodingPool, target: str, calls: Any) -> Any:
-        if target.endswith(":read_pixels"):
+        if target.endswith((":read_pixels", ":shown_pixels")):
             names.update(Path(call[0]).name for call in calls)
         return run(self, target, calls)
 
@@ -59,6 +60,28 @@ def test_audit_decodes_a_bare_folder_in_processes(folder: Path, tmp_path: Path, 
     Image.new("RGB", (96, 72), (9, 99, 9)).save(tmp_path / "test" / "new.png")
     assert dinomed.audit(folder, tmp_path / "test", out=tmp_path / "page.html")["counts"]["exact"] == 10
     assert decoded == {*ALL, "new.png"}
+
+
+@pytest.mark.parametrize("bare", [{"train", "test"}, {"train"}, {"test"}], ids=["both", "train", "test"])
+def test_audit_checks_pairs_of_a_bare_folder_in_processes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bare: set[str]
+) -> None:
+    """The keypoints of pairs are found after the hashes."""
+    read: set[Path] = set()
+
+    def note(path: str | Path, **options: Any) -> Any:
+        read.add(Path(path).resolve().parent)
+        return read_image_and_header(path, **options)
+
+    sides = {"train": folder, "test": tmp_path / "test"}
+    shutil.copytree(folder, sides["test"])
+    (sides["test"] / "9.png").unlink()
+    manifests = {name: scan(place, make_split=False).manifest for name, place in sides.items()}
+    monkeypatch.setattr("dinomed.images.read.read_image_and_header", note)
+    monkeypatch.setattr("dinomed.pretrain.curation.audit.audit._exact", lambda train, test: [])
+    found = dinomed.audit(*(sides[name] if name in bare else manifests[name] for name in sides))
+    assert found["counts"]["near"] >= 9
+    assert read == {sides[name].resolve() for name in sides if name not in bare}
 
 
 @pytest.mark.parametrize("workers", [0, 1])

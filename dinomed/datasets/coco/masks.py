@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
 from dinomed.datasets.coco.annotations import CocoAnnotations, Id
 from dinomed.datasets.coco.rle import draw_outlines
-from dinomed.datasets.manifest import KNOWN, Manifest, build_manifest, relative_root
+from dinomed.datasets.manifest import Manifest, build_manifest, relative_root
+from dinomed.datasets.rebase import rebase
 from dinomed.datasets.scan.file_search import FileSearch
 from dinomed.datasets.scan.scan import ScanResult
 from dinomed.errors import UsageError
@@ -91,16 +91,11 @@ def add_masks(
     layout, shares, columns = _draw_all(manifest, annotations, row_of, names, stage)
     root = _common_folder(manifest.root, out)
     inside = relative_root(out, root)
-    values = {
-        name: _below(manifest.root, root, cells) if name == "image" or _names_files(manifest, name, cells) else cells
-        for name, cells in manifest.table.to_pydict().items()
-    }
-    values |= {
+    moved = rebase(manifest, root)
+    values = moved.table.to_pydict() | {
         column: [None if name is None else f"{inside}/{name}" for name in files] for column, files in columns.items()
     }
-    names_of_times = _below(manifest.root, root, list(manifest.file_times))
-    times = {str(name): time for name, time in zip(names_of_times, manifest.file_times.values(), strict=True)}
-    rebased = replace(build_manifest(values, root), file_times=times)
+    rebased = replace(build_manifest(values, root), file_times=moved.file_times)
     notes = [
         f"masks of {annotations.path.name} are in {out}: {layout.kind}, {', '.join(layout.classes)}; train on them "
         f"with dinomed train segment --config {out / SETTINGS_FILE}"
@@ -263,15 +258,3 @@ def _common_folder(images: Path, masks: Path) -> Path:
         return Path(os.path.commonpath([images.resolve(), masks.resolve()]))
     except ValueError:  # different drives (Windows)
         raise UsageError(f"{masks} is on another drive than {images}; write the manifest on the drive of it") from None
-
-
-def _names_files(manifest: Manifest, column: str, cells: Sequence[Any]) -> bool:
-    """Return whether a further column of a table holds paths of files, such as depth maps."""
-    files = [cell for cell in cells if cell is not None]
-    return column not in KNOWN and bool(files) and all((manifest.root / str(file)).is_file() for file in files)
-
-
-def _below(root: Path, new_root: Path, paths: Sequence[str | None]) -> list[str | None]:
-    """Return paths below `root` as paths below `new_root`, which contains it."""
-    prefix = relative_root(root, new_root)
-    return list(paths) if prefix == "." else [None if path is None else f"{prefix}/{path}" for path in paths]

@@ -5,8 +5,9 @@ threshold alone would give many false alarms or misses among millions of pairs o
 a run (`index.parquet`) holds no images, so only hashes can be compared with it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +16,10 @@ from pydantic import Field
 
 from dinomed.config import Config
 from dinomed.datasets.manifest import Manifest
+from dinomed.datasets.pixels import read_picture
 from dinomed.errors import UsageError
 from dinomed.features.neighbors import nearest
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 from dinomed.pretrain.curation.audit.hashed_images import HASH_BITS, HashedImages, hash_images
 from dinomed.pretrain.curation.audit.training_index import TrainingIndex, hash_group
 from dinomed.pretrain.curation.deduplication.config import MIN_MATCHES
@@ -216,17 +218,20 @@ def _check(
 ) -> Iterator[LeakedPair]:
     """Yield the pairs whose keypoints align, and those whose hashes are near enough without a check."""
     rows = [(pair.train, pair.test) for pair in proposed if pair.train is not None]  # all have a row
-    paths = ((str(train.path(i)), str(test.path(j))) for i, j in rows)
+    paths = [(str(train.path(i)), str(test.path(j))) for i, j in rows]
+    undecoded = {path for pair in paths for side, path in zip((train, test), pair, strict=True) if not side.decoded}
+    read = partial(_read_if_readable, undecoded)
     with bar("checking pairs", len(proposed)) as progress:
-        for pair, matches in zip(proposed, match_pairs(paths, _read_if_readable, workers), strict=True):
+        for pair, matches in zip(proposed, match_pairs(paths, read, workers), strict=True):
             progress.advance()
             if matches >= config.min_matches or pair.distance is not None:
                 yield replace(pair, matches=matches)
 
 
-def _read_if_readable(path: str) -> np.ndarray | None:
+def _read_if_readable(undecoded: Set[str], path: str) -> np.ndarray | None:
+    """Read an image, or return None; the paths that no scan has decoded in a process with limits."""
     try:
-        return read_image(path)
+        return read_picture(path, isolated=path in undecoded)
     except UnreadableImage:
         return None
 

@@ -59,10 +59,13 @@ def hash_images(
             description=description,
         )  # fmt: skip
     problems = table["problem"].to_pylist()
-    for row, problem in enumerate(problems):
-        if problem is not None:
-            logger.warning(f"{manifest.path(row)}: {problem}; it is compared by its content hash alone")
     readable = np.array([problem is None for problem in problems], bool)
+    if not readable.all():
+        first = int(np.argmin(readable))
+        logger.warning(
+            f"{(~readable).sum():,} of {len(manifest):,} images cannot be read and are compared by their content hash "
+            f"alone; the first is {manifest.path(first)}: {problems[first]}"
+        )
     vectors = np.zeros((len(manifest), 0), np.float32)
     if descriptor is not None and readable.any():
         values = table["vector"].drop_null().combine_chunks().flatten().to_numpy().reshape(int(readable.sum()), -1)

@@ -39,7 +39,7 @@ def exclude(
     pairs: SimilarPairs,
     references: SimilarPairs,
     *,
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[tuple[Any, ...]] | None = None,
     reference_groups: Sequence[Any] | None = None,
 ) -> Exclusion:
     """Find the rows that are connected to a reference image by near pairs or by groups.
@@ -53,14 +53,14 @@ def exclude(
         pairs: within the pool, from `near_pairs(x, threshold=RELATIVE_THRESHOLD, k=64)`.
         references: between the pool (i) and the references (j), from `near_pairs(x, references, threshold=..., k=1)`.
             A k of 1 is enough, because only the most similar reference of each row is used.
-        groups: group of each row of the pool (patient, lesion, video); None where unknown.
-        reference_groups: groups of the references, with the same names as `groups`.
+        groups: groups of each row of the pool (patient, lesion, video); empty where unknown.
+        reference_groups: group of each reference, with the same names as `groups`; None where unknown.
 
     Raises:
         UsageError: the number of groups differs from the number of rows.
     """
     if groups is not None and len(groups) != count:
-        raise UsageError(f"there are {len(groups)} groups for {count} images; give one group for each image")
+        raise UsageError(f"there are {len(groups)} groups for {count} images; give the groups of each image")
     component = components(count, pairs.i, pairs.j)
     reference, similarity = np.full(count, -1, np.int64), np.full(count, np.nan, np.float32)
     # by ascending similarity, then descending number: the last assignment is the most similar, of equals the first
@@ -71,16 +71,16 @@ def exclude(
     in_group = np.zeros(count, bool)
     if groups is not None:
         excluded_groups = {group for group in reference_groups or () if group is not None}
-        in_group = np.fromiter((group is not None and group in excluded_groups for group in groups), bool, count)
+        in_group = np.fromiter((not excluded_groups.isdisjoint(names) for names in groups), bool, count)
         component = connect(component, *_group_edges(groups))
     is_linked = np.isin(component, component[is_near | in_group])
     reason = np.where(is_near, NEAR, np.where(in_group, GROUP, np.where(is_linked, LINKED, "")))
     return Exclusion(reason, reference, similarity)
 
 
-def _group_edges(groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+def _group_edges(groups: Sequence[tuple[Any, ...]]) -> tuple[np.ndarray, np.ndarray]:
     """Return edges from the first image of each group to all its images."""
     first: dict[Any, int] = {}
-    edges = [(first.setdefault(group, row), row) for row, group in enumerate(groups) if group is not None]
+    edges = [(first.setdefault(group, row), row) for row, names in enumerate(groups) for group in names]
     i, j = np.array(edges, np.int64).reshape(-1, 2).T
     return i, j

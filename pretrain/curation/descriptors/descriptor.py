@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.pixels import read_row
+from dinomed.datasets.pixels import read_picture
 from dinomed.errors import DinomedError, UsageError, first_line, system_reason
 from dinomed.features.neighbors import normalised
 from dinomed.images.read import UnreadableImage
@@ -76,7 +76,8 @@ def fit_descriptor(
 
     def read(index: int) -> np.ndarray | None:
         try:
-            image = read_row(*images[index])
+            manifest, row = images[index]
+            image = read_picture(manifest.path(row), isolated=not manifest.decoded)
         except UnreadableImage:
             return None
         return source(add_copies(image, config.seed, index) if config.fit == "copies" else [image])

@@ -12,8 +12,10 @@ import torch
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.backbones.load import load_backbone
 from dinomed.device import resolve_device
+from dinomed.errors import UsageError
 from dinomed.features.compute import compute_features
 from dinomed.features.pooling import generalised_mean
+from dinomed.images.intensity import IntensityConfig
 from dinomed.io.files import sha256_file
 from dinomed.pretrain.curation.descriptors.config import ComposedConfig, SourceConfig, SSCDConfig
 from dinomed.pretrain.curation.descriptors.handcrafted import SIZE, compose
@@ -64,7 +66,11 @@ class SSCDSource:
 
 
 def build_source(config: SourceConfig, device: str = "auto") -> DescriptorSource:
-    """Build the source of a config; `device` is for networks."""
+    """Build the source of a config; `device` is for networks.
+
+    Raises:
+        UsageError: a network does not exist, or a backbone does not read images as pictures of 8 bits.
+    """
     if isinstance(config, ComposedConfig):
         return ComposedSource()
     if isinstance(config, SSCDConfig):
@@ -73,4 +79,22 @@ def build_source(config: SourceConfig, device: str = "auto") -> DescriptorSource
         config.backbone, weights=config.weights, device=device, image_size=config.image_size, mean=config.mean,
         std=config.std,
     )  # fmt: skip
+    reading = loaded.preprocessing
+    if reading.channels not in (1, 3) or reading.intensity.window or reading.intensity.percentiles:
+        raise UsageError(
+            f"descriptor.source: backbone {config.backbone} reads images of {reading.channels} channels with "
+            f"{_range(reading.intensity)}, but descriptors compare pictures of 8 bits; leave descriptor.source out"
+        )
     return BackboneSource(loaded, config.power)
+
+
+def check_source(config: SourceConfig, device: str = "auto") -> None:
+    """Raise `UsageError` if the network of a config does not exist or fits no pictures, before the images are read."""
+    if not isinstance(config, ComposedConfig):
+        build_source(config, device)
+
+
+def _range(intensity: IntensityConfig) -> str:
+    if intensity.window:
+        return f"the window {list(intensity.window)}"
+    return f"the percentiles {list(intensity.percentiles)}" if intensity.percentiles else "their full range"

@@ -80,16 +80,16 @@ def describe_images(
         The vectors of the pool, those of the excluded images (None if there are none), and a record for the summary.
 
     Raises:
-        DinomedError: there are fewer than `MIN_FIT_IMAGES` images.
+        DinomedError: there is no image of the pool, or there are fewer than `MIN_FIT_IMAGES` images.
     """
     pool = context.pool
     sets = [(pool.manifest, rows, "")]
     if pool.references is not None and len(reference_rows):
         sets.append((pool.references, reference_rows, "excluded-"))
-    if sum(len(set_rows) for _, set_rows, _ in sets) < MIN_FIT_IMAGES:
+    if not len(rows) or sum(len(set_rows) for _, set_rows, _ in sets) < MIN_FIT_IMAGES:
         raise DinomedError(
             f"{len(rows)} of {len(pool)} images are readable, different and pass the filters; near-duplicate search "
-            f"needs at least {MIN_FIT_IMAGES}: add images, or loosen quality.* in the config"
+            f"needs at least {MIN_FIT_IMAGES}: add images, or loosen quality.* or faces.* in the config"
         )
     descriptor = _fit(context, config, sets)
     file = absolute_name(context.cache(STAGE).path("descriptor.safetensors"))

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from dinomed.errors import UsageError
+from dinomed.images.read import UnreadableImage, read_image
 from dinomed.io.prefetch import prefetch
 from dinomed.pretrain.curation.filters.config import FacesConfig
 from dinomed.pretrain.curation.runtime.images import reread_image
@@ -91,5 +92,13 @@ class FindFaces:
     workers: int | None = None
 
     def __call__(self, paths: Sequence[str]) -> pa.Table:
-        faces = prefetch(lambda path: find_faces(reread_image(path), self.config), paths, self.workers)
+        faces = prefetch(self._find, paths, self.workers)
         return pa.table({"boxes": pa.array([[list(box) for box in boxes] for boxes in faces], _BOXES)})
+
+    def _find(self, path: str) -> list[Box]:
+        try:
+            image = read_image(path)
+        except UnreadableImage:
+            reread_image(path)  # an image with other channels, or values without a range, is no photograph
+            return []
+        return find_faces(image, self.config)

@@ -1,5 +1,6 @@
 """Writes the result of a curation; `output.read` reads it."""
 
+import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from PIL import Image
 
 from dinomed.burned_in_text.mask import TextMask
 from dinomed.datasets.manifest import Manifest, build_manifest, write_manifest
+from dinomed.datasets.rebase import rebase
 from dinomed.images.read import read_header, read_image
 from dinomed.io.files import replacing, sha256_file, write_json
 from dinomed.notice import RESEARCH_USE
@@ -51,15 +53,21 @@ def write_result(
         references_path.unlink(missing_ok=True)
     else:
         write_manifest(pool.references, references_path)
-    manifest = _blurred(output, _manifest(context, decisions, links, selection), faces, decisions, mask)
+    folder = output.with_suffix(".faces").resolve()
+    kept_faces = {row: boxes for row, boxes in faces.items() if decisions.kept[row]}
+    images = pool.manifest
+    if kept_faces:
+        images = rebase(images, Path(os.path.commonpath([images.root.resolve(), folder])))
+    manifest = _manifest(images, decisions, links, selection)
+    if kept_faces:
+        manifest = _blurred(manifest, folder, kept_faces, mask)
     summary = _summary(context, config, decisions, links, selection, faces)
     write_json(summary_path(output), summary | ({} if mask is None else {"masked_text": mask.record()}))
     return manifest
 
 
-def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:
-    """Return the manifest with `COLUMNS`."""
-    manifest = context.pool.manifest
+def _manifest(manifest: Manifest, decisions: Decisions, links: DuplicateLinks, selection: Selection) -> Manifest:
+    """Return the manifest of the pool with `COLUMNS`."""
     images = manifest.column("image")
     alive = decisions.kept.tolist()
     columns: dict[str, list[Any]] = {name: manifest.column(name) for name in manifest.columns if name not in COLUMNS}
@@ -76,32 +84,21 @@ def _manifest(context: CurationContext, decisions: Decisions, links: DuplicateLi
     return build_manifest(columns, manifest.root)
 
 
-def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decisions, mask: TextMask | None) -> Manifest:
-    """Replace images that have faces by blurred copies; the column `original` holds the path of the original."""
-    import os
+def _blurred(manifest: Manifest, folder: Path, faces: Boxes, mask: TextMask | None) -> Manifest:
+    """Replace the images that have faces by blurred copies in `folder`, which is below the root of the manifest.
 
-    chosen = [row for row in faces if decisions.kept[row]]
-    if not chosen:
-        return manifest
-    folder = output.with_suffix(".faces").resolve()
-    root = Path(os.path.commonpath([manifest.root.resolve(), folder]))
-    prefix = os.path.relpath(manifest.root.resolve(), root)
+    The column `original` holds the path of the original.
+    """
     columns: dict[str, list[Any]] = {name: manifest.column(name) for name in manifest.columns}
     columns["original"] = [None] * len(manifest)
-    if prefix != ".":
-        for name in ("image", "mask", "duplicate_of"):
-            if name in columns:
-                columns[name] = [
-                    None if value is None else f"{Path(prefix).as_posix()}/{value}" for value in columns[name]
-                ]
-    for row in track(chosen, "blurring faces"):
+    for row in track(list(faces), "blurring faces"):
         path = folder / blurred_name(columns["sha256"][row])
         with replacing(path) as temporary:
             pixels = blur_faces(read_image(manifest.path(row)), faces[row])
             Image.fromarray(pixels if mask is None else mask(pixels)).save(temporary, format="PNG")
         header = read_header(path)
         columns["original"][row] = columns["image"][row]
-        columns["image"][row] = path.relative_to(root).as_posix()
+        columns["image"][row] = path.relative_to(manifest.root).as_posix()
         facts = {
             "sha256": sha256_file(path), "width": header.width, "height": header.height, "mode": header.mode,
             "format": header.format, "bytes": path.stat().st_size,
@@ -109,7 +106,7 @@ def _blurred(output: Path, manifest: Manifest, faces: Boxes, decisions: Decision
         for name, value in facts.items():
             if name in columns:
                 columns[name][row] = value
-    return build_manifest(columns, root)
+    return build_manifest(columns, manifest.root)
 
 
 def _summary(

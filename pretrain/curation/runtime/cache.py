@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from dinomed.io.artifacts import ArtifactFolder, hash_key
 
-FORMAT = "dinomed.stage/2"
+FORMAT = "dinomed.stage/3"
 """Part of every key. It is raised when code that decides (thresholds, alignment, descriptors) changes, so that
-artifacts of earlier versions are computed again. Version 2: the neighbourhoods of aligned points are compared."""
+artifacts of earlier versions are computed again. Version 2: the neighbourhoods of aligned points are compared.
+Version 3: backbones read images as in their pretraining."""
 _SUFFIXES = (".arrow", ".npy", ".safetensors", ".faiss")
 
 

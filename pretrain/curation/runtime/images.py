@@ -1,25 +1,26 @@
 """Reading images and naming files inside the work of a stage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dinomed.datasets.pixels import read_picture
 from dinomed.errors import DinomedError
-from dinomed.images.read import UnreadableImage, read_image
+from dinomed.images.read import UnreadableImage
 
 BATCH = 16
 """Images that one thread reads and processes at a time; the batch size of networks."""
 
 
-def reread_image(path: str, channels: int = 3) -> np.ndarray:
-    """Read an image that an earlier stage has read: uint8 (H, W, channels).
+def reread_image(path: str, read: Callable[[str], np.ndarray] = read_picture) -> np.ndarray:
+    """Read an image that an earlier stage has read; by default its picture, uint8 RGB (H, W, 3).
 
     Raises:
         DinomedError: the image cannot be read any more.
     """
     try:
-        return read_image(path, channels=channels)
+        return read(path)
     except UnreadableImage as error:
         raise DinomedError(
             f"{error}; an earlier stage could read it: run the curation again with `overwrite=True`"

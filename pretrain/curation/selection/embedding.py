@@ -10,16 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest
 from dinomed.errors import DinomedError, UsageError, first_line
 from dinomed.explore.pca import principal_components
 from dinomed.features.neighbors import normalised
 from dinomed.features.table import MARK
+from dinomed.io.files import sha256_file
 from dinomed.io.prefetch import prefetch
 from dinomed.log import logger
 from dinomed.pretrain.curation.descriptors.stage import Vectors, manifest_digests
 from dinomed.pretrain.curation.runtime.cache import column_to_vectors, stage_key, vectors_to_column
 from dinomed.pretrain.curation.runtime.context import VECTORS, CurationContext
 from dinomed.pretrain.curation.runtime.images import batches, reread_image
+from dinomed.pretrain.data.select_images import fits_channels
 
 STAGE = "embed"
 _ROWS_PER_BLOCK = 4096  # of a matrix that is written
@@ -83,10 +87,10 @@ class Embed:
         backbone = load_frozen(self.backbone, self.weights, self.device, self.mean, self.std)
         if backbone.fingerprint != self.fingerprint:
             raise DinomedError(f"backbone {self.backbone} has changed since the curation began; run it again")
-        channels = backbone.preprocessing.channels if backbone.preprocessing.channels in (1, 3) else 3
+        preprocessing = backbone.preprocessing
 
         def load(batch: list[str]) -> Any:
-            return backbone.preprocessing.stack([reread_image(path, channels) for path in batch])
+            return preprocessing.stack([reread_image(path, preprocessing.read) for path in batch])
 
         tokens = [
             compute_features(backbone, batch, (-1,), patches=False).cls.float().cpu().numpy()
@@ -112,11 +116,12 @@ def load_frozen(
     return load_backbone(name, weights=weights, device=resolve_device(device), mean=mean, std=std)
 
 
-def check_embedder(embedder: Embedder, device: str) -> None:
+def check_embedder(embedder: Embedder, device: str, images: Manifest) -> None:
     """Check the device, the backbone and the headers of the tables, before the images are read.
 
     Raises:
-        UsageError: there is no such device or backbone, or a table does not match the backbone.
+        UsageError: there is no such device or backbone, a table does not match the backbone, or no image has the
+            channels that the backbone takes.
         DinomedError: the backbone is damaged.
     """
     from dinomed.device import resolve_device
@@ -129,6 +134,36 @@ def check_embedder(embedder: Embedder, device: str) -> None:
     backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
     for path in embedder.tables:
         _read_table(path, backbone.fingerprint, header_only=True)
+    find_misfits(embedder, device, images)
+
+
+def find_preprocessing(embedder: Embedder, device: str) -> Preprocessing | None:
+    """Return how the backbone reads images; None without one."""
+    if embedder.backbone is None:
+        return None
+    backbone = load_frozen(embedder.backbone, embedder.weights, device, embedder.mean, embedder.std)
+    preprocessing: Preprocessing = backbone.preprocessing
+    return preprocessing
+
+
+def find_misfits(embedder: Embedder, device: str, images: Manifest) -> np.ndarray:
+    """Return which of N images have other channels than the backbone takes, bool (N,).
+
+    Raises:
+        UsageError: all have.
+    """
+    preprocessing = find_preprocessing(embedder, device)
+    if preprocessing is None or not images.has("channels"):
+        return np.zeros(len(images), bool)
+    channels = preprocessing.channels
+    facts = zip(images.column("mode"), images.column("channels"), strict=True)
+    is_misfit = np.array([not fits_channels(mode, count, channels) for mode, count in facts], bool)
+    if is_misfit.all():
+        raise UsageError(
+            f"no image fits `backbone`, which takes {channels} channels; {images.column('image')[0]} has "
+            f"{images.column('channels')[0]}: give a backbone that was pretrained on such images, or leave it out"
+        )
+    return is_misfit
 
 
 def embed_images(
@@ -193,7 +228,7 @@ def _embed_by_backbone(
     place = {row: number for number, row in enumerate(missing.tolist())}
     dimension = computed.shape[1] or len(next(iter(known.values())))
     digests = manifest_digests(manifest, rows)
-    key = stage_key(STAGE, fingerprint, digests, [str(path) for path in embedder.tables])
+    key = stage_key(STAGE, fingerprint, digests, [sha256_file(path) for path in embedder.tables])
     joined = (
         np.stack([known[row] if row in known else computed[place[row]] for row in block.tolist()])
         for block in _row_blocks(rows)
@@ -204,26 +239,29 @@ def _embed_by_backbone(
 def _read_tables(tables: Sequence[Path], fingerprint: str, context: CurationContext) -> dict[int, np.ndarray]:
     """Read the vectors of images of the pool from tables of `dinomed features`; row of the pool -> vector.
 
+    An image is found by its content, so that an image that has changed does not get the vector of another one.
+
     Raises:
         UsageError: a file is no such table, another backbone made it, or it has no image of the pool.
     """
     vectors: dict[int, np.ndarray] = {}
     if not tables:
         return vectors
-    row_of_path = {path: row for row, path in enumerate(context.pool.paths[: context.pool.pool_size])}
+    rows_of_content: dict[str, list[int]] = {}
+    for row, content in enumerate(context.pool.manifest.column("sha256")):
+        rows_of_content.setdefault(content, []).append(row)
     for path in tables:
-        images, features = _read_table(path, fingerprint)
-        for image, vector in zip(images, features, strict=True):
-            if image in row_of_path:
-                vectors[row_of_path[image]] = vector
+        contents, features = _read_table(path, fingerprint)
+        for content, vector in zip(contents, features, strict=True):
+            vectors |= dict.fromkeys(rows_of_content.get(content, ()), vector)
     if not vectors:
-        raise UsageError("`embeddings`: none of the images is in the pool; the paths must be those of the manifest")
-    logger.info(f"the tables hold embeddings of {len(vectors):,} of {context.pool.pool_size:,} images of the pool")
+        raise UsageError("`embeddings`: no image of the pool has the content of an image of the tables; leave them out")
+    logger.info(f"the tables hold embeddings of {len(vectors):,} of {len(context.pool):,} images")
     return vectors
 
 
 def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> tuple[list[str], np.ndarray]:
-    """Return the image paths of a table of `dinomed features`, and their class tokens, normalised to length 1.
+    """Return the SHA-256 of the images of a table of `dinomed features`, and their class tokens, of length 1.
 
     With `header_only` both are empty, and only the header is checked.
     """
@@ -232,6 +270,8 @@ def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> t
             metadata = file.schema_arrow.metadata or {}
             if MARK not in metadata:
                 raise UsageError(f"`embeddings={path}` is no table of `dinomed features`")
+            if "sha256" not in file.schema_arrow.names:
+                raise UsageError(f"`embeddings={path}` has no column 'sha256'; compute it again")
             table = file.schema_arrow.empty_table() if header_only else file.read()
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"`embeddings={path}` cannot be read ({first_line(error)[:80]})") from None
@@ -246,7 +286,7 @@ def _read_table(path: Path, fingerprint: str, *, header_only: bool = False) -> t
     if header_only:
         return [], np.empty((0, 0), np.float32)
     features = normalised(column_to_vectors(table["feature"]), f"{path}: feature of image")
-    return table["image"].to_pylist(), features
+    return table["sha256"].to_pylist(), features
 
 
 def two_components(x: np.ndarray, slot: np.ndarray) -> np.ndarray:

@@ -234,7 +234,7 @@ def test_features_are_a_table_of_class_tokens(user_folder: Path, run, tmp_path: 
     assert code == 0, err
     assert json.loads(text)["dimension"] == 32
     table = pq.read_table(out)
-    assert table.column_names == ["image", "feature"]
+    assert table.column_names == ["image", "sha256", "feature"]
     assert str(table.schema.field("feature").type).startswith("fixed_size_list<")
     manifest = read_manifest(user_folder / "derm.parquet")
     assert table["image"].to_pylist() == manifest.column("image")

@@ -267,7 +267,7 @@ def test_embeddings_of_another_backbone_are_refused(
     code, _, err = dinomed(capsys, "curate", *arguments, "--embeddings", table, "--overwrite")
     assert (code, "of another backbone" in err) == (2, True)
     feature = pa.FixedSizeListArray.from_arrays(pa.array(np.full(10 * 32, np.nan, np.float32)), 32)
-    broken = pa.table([rows["image"], feature], schema=rows.schema)
+    broken = pa.table([rows["image"], rows["sha256"], feature], schema=rows.schema)
     pq.write_table(broken.replace_schema_metadata(rows.schema.metadata), table)
     code, _, err = dinomed(capsys, "curate", *arguments, "--embeddings", table, "--overwrite")
     assert (code, "not finite" in err) == (1, True)

@@ -44,7 +44,7 @@ def test_the_most_similar_of_several_references_is_reported() -> None:
 
 def test_an_image_in_the_group_of_an_excluded_image_is_excluded() -> None:
     pool, test = at(0, 90, 180, 270, 271, 225), at(5)
-    groups = ["p1", "p1", "p2", "p3", "p3", None]
+    groups = [("p1",), ("p1",), ("p2",), ("p3",), ("p3",), ()]
     near = near_pairs(pool, threshold=0.99)
     hits = near_pairs(pool, test, threshold=0.99, k=1)
     exclusion = exclude(6, near, hits, groups=groups, reference_groups=["p2"])
@@ -60,14 +60,20 @@ def test_groups_and_near_pairs_connect_images_over_any_number_of_steps() -> None
         4,
         near_pairs(pool, threshold=0.99),
         near_pairs(pool, at(1), threshold=0.99, k=1),
-        groups=["a", "a", "b", "b"],
+        groups=[("a",), ("a",), ("b",), ("b",)],
     )
     assert exclusion.reason.tolist() == ["near", "linked", "linked", "linked"]
 
 
+def test_an_image_of_two_groups_connects_both() -> None:
+    groups = [("a",), ("a", "b"), ("c",)]
+    exclusion = exclude(3, no_pairs(), no_pairs(), groups=groups, reference_groups=["b"])
+    assert exclusion.reason.tolist() == ["linked", "group", ""]
+
+
 def test_a_wrong_number_of_groups_is_an_error() -> None:
     with pytest.raises(UsageError, match="there are 2 groups for 3 images"):
-        exclude(3, no_pairs(), no_pairs(), groups=["a", "b"])
+        exclude(3, no_pairs(), no_pairs(), groups=[("a",), ("b",)])
 
 
 @pytest.mark.data
