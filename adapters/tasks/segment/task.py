@@ -24,7 +24,6 @@ from dinomed.adapters.tasks.volume_metrics import case_tables
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
-from dinomed.images.read import read_image
 
 LESION_COLUMNS = {
     "lesions": "lesions", "found": "detected", "missed": "missed", "false": "false positives",
@@ -113,12 +112,9 @@ class SegmentTask(Task):
     def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
         return SegmentWriter(predictor, names)
 
-    def masks_of_case(
-        self, predictor: SegmentPredictor, manifest: Manifest, row: int, image: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        schema, channels = predictor.schema, predictor.preprocessing.channels
-        pixels = image if channels == 3 else read_image(manifest.path(row), channels=channels)
-        predicted = predictor.decide(predictor.probabilities(pixels))
+    def masks_of_case(self, predictor: SegmentPredictor, manifest: Manifest, row: int) -> tuple[np.ndarray, np.ndarray]:
+        schema, image = predictor.schema, predictor.backbone.preprocessing.read_row(manifest, row)
+        predicted = predictor.decide(predictor.probabilities(image))
         return schema.any_class(predicted), schema.any_class(schema.read(manifest, row))
 
     def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
