@@ -144,7 +144,7 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def finish(folder: Path, plan: PredictionPlan) -> None:
-    """Mark the plan as complete, with the files that were written, and remove the partial files, whose content they hold.
+    """Mark the plan as complete, with the files that were written, and remove the partial files.
 
     An image that cannot be read, or a volume of which a slice has no prediction, has no file.
     """
