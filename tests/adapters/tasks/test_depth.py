@@ -54,6 +54,19 @@ def test_sig_loss_equals_its_formula() -> None:
     )  # + 0.001 in the logs
 
 
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
+def test_sig_loss_of_one_known_pixel_is_its_difference_without_sign(factor: float) -> None:
+    targets = torch.full((1, 1, 4, 4), float("nan"), dtype=torch.float64)
+    targets[0, 0, 1, 2] = 3.0
+    prediction = torch.full_like(targets, 3.0 * factor).requires_grad_()
+    loss = sig_loss(prediction, targets)
+    expected = abs(np.log(3.0 * factor + 1e-3) - np.log(3.001))
+    assert loss.item() == pytest.approx(0.15**0.5 * expected, abs=2e-6)
+    loss.backward()
+    assert prediction.grad is not None
+    assert np.sign(prediction.grad[0, 0, 1, 2].item()) == np.sign(factor - 1)
+
+
 def test_gradient_loss_equals_its_formula() -> None:
     prediction, targets = maps(1)
     d = np.log(prediction.numpy() + 1e-3) - np.log(targets.numpy() + 1e-3)
