@@ -118,7 +118,7 @@ class SegmenterFit(HeadFit):
 
             fixed = DEFAULT_THRESHOLD if self.val_is_small() else None
             thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema, fixed)
-            self.usage |= {"thresholds": thresholds, "thresholds_fixed": fixed is not None}
+            self.usage |= {"thresholds": thresholds, "thresholds_origin": "val" if fixed is None else "fixed"}
         self.usage["abstention"] = self._measure_confidence().model_dump(mode="json")
         threshold = thresholds[0] if len(thresholds) == 1 else None
         return FitOutcome(list(self.schema.names), metrics, self.usage, threshold)

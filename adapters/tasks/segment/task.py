@@ -30,6 +30,12 @@ LESION_COLUMNS = {
     "sensitivity": "sensitivity", "precision": "precision", "false_per_image": "false positives per image",
     "clear_images": "images without a lesion", "clear_with_false": "of these, with a false positive",
 }  # fmt: skip
+THRESHOLD_ORIGINS = {
+    "val": "chosen on val",
+    "fixed": "fixed, since val has few groups",
+    "members": "the mean of the members' thresholds",
+}
+"""Texts of the card for the entry `thresholds_origin` of `AdapterRecord.usage`."""
 LESION_NOTE = (
     "A lesion (connected area) counts as detected if a tenth of it is covered; a predicted area that touches no lesion "
     "is a false positive."
@@ -94,6 +100,8 @@ class SegmentTask(Task):
         usage = {name: members[0].usage[name] for name in ("mask_schema", "views")}
         if members[0].usage.get("thresholds"):
             usage["thresholds"] = np.mean([member.usage["thresholds"] for member in members], axis=0).tolist()
+            fixed = all(member.usage.get("thresholds_origin") == "fixed" for member in members)
+            usage["thresholds_origin"] = "fixed" if fixed else "members"
         known = [member.threshold for member in members if member.threshold is not None]
         threshold = float(np.mean(known)) if known else None
         joined = join_values(evaluated, partial(summarize_masks, classes=list(evaluated[0].cases[0])))
@@ -120,7 +128,7 @@ class SegmentTask(Task):
     def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
         if record.threshold is None:
             return []
-        origin = "fixed, since val has few groups" if record.usage.get("thresholds_fixed") else "chosen on val"
+        origin = THRESHOLD_ORIGINS[record.usage.get("thresholds_origin", "val")]
         return [("threshold", f"{record.threshold:g}, {origin}")]
 
     def export_lines(self, predictor: SegmentPredictor) -> list[str]:
