@@ -154,6 +154,10 @@ class LabelColumns:
         """
         if len(self.columns) == 1:
             return cell if cell is None or self.separator is None else frozenset(self._names(cell))
+        return self._present(column, cell)
+
+    def _present(self, column: str, cell: Any) -> bool | None:
+        """Return whether the label of one of several columns is present; None for an empty cell."""
         word = None if cell is None else str(cell).strip().lower()
         if word in _TRUE or word in _FALSE:
             return word in _TRUE
@@ -182,7 +186,7 @@ class LabelColumns:
         table = np.full((len(manifest), len(self.columns)), np.nan)
         for index, name in enumerate(self.columns):
             for row, value in enumerate(manifest.column(name)):
-                present = self.parse(name, value)
+                present = self._present(name, value)
                 if present is not None:
                     table[row, index] = float(present)
         return table
