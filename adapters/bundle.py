@@ -28,7 +28,12 @@ from dinomed.adapters.fitting.loop import LOG_FILE, REFIT_LOG_FILE, STATE_FOLDER
 from dinomed.adapters.fitting.tune import TunedBackbone, changed_backbone
 from dinomed.adapters.record import FORMAT, AdapterRecord, TunedReference, reading_record
 from dinomed.adapters.reference import refer_to
-from dinomed.adapters.training_images import FamiliarityCheck, TrainingHashes, training_hashes_from_tensors
+from dinomed.adapters.training_images import (
+    NOTHING_STORED,
+    FamiliarityCheck,
+    TrainingHashes,
+    training_hashes_from_tensors,
+)
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config, to_yaml
 from dinomed.errors import DinomedError, MissingFileError, UsageError
@@ -147,7 +152,7 @@ def save_bundle(
         ),
         preprocessing=backbone.preprocessing,
         validation=validation,
-        training={**training, **made_with()},
+        training={**training, "unlike_check": _describe_check(reference), **made_with()},
         weights_sha256=hash_tensors(tensors),
     )
     data = record.model_dump(mode="json")
@@ -156,6 +161,13 @@ def save_bundle(
     write_text(output.stage / CARD_FILE, build_card(record))
     _publish(output)
     return record
+
+
+def _describe_check(reference: TrainingReference | None) -> dict[str, Any]:
+    """Return whether features for the check of unlike images are `stored`, and the `problem` that switches it off."""
+    if reference is None:
+        return {"stored": False, "problem": NOTHING_STORED}
+    return {"stored": reference.distance is not None, "problem": reference.problem}
 
 
 def made_with() -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 
 from dinomed.adapters.record import AdapterRecord
 from dinomed.adapters.task import find_task
+from dinomed.adapters.training_images import NOTHING_STORED
 from dinomed.backbones.variants import VARIANTS
 from dinomed.html.words import format_value
 from dinomed.notice import RESEARCH_USE
@@ -193,9 +194,8 @@ def _limits(record: AdapterRecord) -> str:
         "It was not tested on images of other devices, centres, populations or body sites than the training data.",
         "Probabilities are calibrated for images like those of val; where the frequencies of classes differ, they are "
         "wrong.",
-        "The bundle holds hashes of the training images, so that an evaluation recognises them, and mean features of "
-        "at most 1,000 of them, with their covariance, so that images that are unlike them are recognised: those "
-        "further away than 99% of training images of other groups. About 1% of images of the same kind are too.",
+        "The bundle holds hashes of the training images, so that an evaluation recognises them.",
+        _unlike_check(**record.training.get("unlike_check", {})),
     ]
     rare = [name for name, count in (record.training.get("classes") or {}).items() if count < 30]
     if rare:
@@ -204,6 +204,18 @@ def _limits(record: AdapterRecord) -> str:
     if "knn" in (record.head.get("name"), *record.head.get("members", ())):
         lines.append("The bundle holds the features of every training image (no images, no names).")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _unlike_check(*, stored: bool = False, problem: str | None = NOTHING_STORED) -> str:
+    """Return the line about the check of unlike images: whether its features are stored, and why it is switched off."""
+    features = "mean features of at most 1,000 training images, with their covariance"
+    if problem is None:
+        return (
+            f"The bundle holds {features}, so that images that are unlike them are recognised: those further away than "
+            "99% of training images of other groups. About 1% of images of the same kind are too."
+        )
+    holds = f" The bundle holds {features}, for this check." if stored else ""
+    return f"Images that are unlike the training images are not recognised: {problem}.{holds}"
 
 
 def _numbers(validation: Mapping[str, Any]) -> list[tuple[str, float]]:

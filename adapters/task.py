@@ -183,10 +183,12 @@ class Task(ABC):
             return list(zip(predictor.classes, values.ravel().tolist(), strict=True))
         return [("lowest", float(values.min())), ("mean", float(values.mean())), ("highest", float(values.max()))]
 
-    def masks_of_case(
-        self, predictor: Any, manifest: "Manifest", row: int, image: "np.ndarray"
-    ) -> "tuple[np.ndarray, np.ndarray] | None":
-        """Return the predicted and the reference mask (H, W) of a case, for its picture; None without masks."""
+    def masks_of_case(self, predictor: Any, manifest: "Manifest", row: int) -> "tuple[np.ndarray, np.ndarray] | None":
+        """Return the predicted and the reference mask (H, W) of a case, for its picture; None without masks.
+
+        The image is read as for the metrics, by the preprocessing of the backbone: the picture of the page may be
+        another one, of 3 channels, with the full range of values and without burned-in text.
+        """
         return None
 
     def card_rows(self, record: "AdapterRecord") -> list[tuple[str, str]]:

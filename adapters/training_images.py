@@ -19,6 +19,10 @@ from dinomed.features.familiarity.reference import Familiarity, TrainingReferenc
 _BYTES = 16  # of each SHA-256; two of a million images share them by chance with probability 1e-27
 
 
+NOTHING_STORED = "no features of the training images are stored"
+"""Reason why a bundle does not recognise images that are unlike its training images."""
+
+
 @dataclass(frozen=True)
 class TrainingOverlap:
     """Rows of a manifest that belong to the training data.
@@ -109,7 +113,7 @@ class FamiliarityCheck:
 def usable_check(check: FamiliarityCheck | None) -> tuple[FamiliarityCheck | None, str | None]:
     """Return the check if it is available, else None and the reason."""
     if check is None:
-        return None, "no features of the training images are stored"
+        return None, NOTHING_STORED
     return (check, None) if check.reference.problem is None else (None, check.reference.problem)
 
 

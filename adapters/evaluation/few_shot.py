@@ -125,11 +125,14 @@ def few_shot(
     for count, draw in track(plan, "few-shot"):
         chosen = draw_shots(y, groups, count, seed + draw)
         fitted = np.unique(y[chosen])  # a class is missing if all of its groups belong to other classes
-        path = fit_logistic(
-            train[chosen], np.searchsorted(fitted, y[chosen]), (STRENGTH,), _balance(y[chosen]), train, quiet=True
-        )
         probabilities = np.zeros((len(test), len(classes)))
-        probabilities[:, fitted] = path.probabilities(test, 0)
+        if len(fitted) == 1:  # the same answer for each image, with the metrics of `_chance` for this class
+            probabilities[:, fitted] = 1
+        else:
+            path = fit_logistic(
+                train[chosen], np.searchsorted(fitted, y[chosen]), (STRENGTH,), _balance(y[chosen]), train, quiet=True
+            )
+            probabilities[:, fitted] = path.probabilities(test, 0)
         metrics = classification_metrics(targets, widen(probabilities, len(names)), names)
         drawn[count].append({"images": float(len(chosen)), **{name: metrics[name] for name in METRICS}})
     short = _short_classes(y, groups, classes, [count for count in shots if count is not None])

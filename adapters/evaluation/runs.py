@@ -63,18 +63,21 @@ def compare_runs(
         reference itself).
 
     Raises:
-        UsageError: the adapters have different tasks, units, classes or labels, or no image in common.
+        UsageError: the adapters have different tasks, units, classes or labels, or no unit in common.
     """
     properties = [{what: each.result[what] for what in ("task", "unit")} for each in evaluations]
     _check_same(properties, [each.predictor.classes for each in evaluations], names)
     first = evaluations[0].evaluated
-    units = [each.evaluated.manifest.column("image") for each in evaluations]
+    units = [_unit_keys(each) for each in evaluations]
     common = set(units[0]).intersection(*units[1:])
     if not common:
-        raise UsageError("no image is left for all adapters: each was trained on images of this split; give other data")
-    places = [{image: place for place, image in enumerate(images)} for images in units]
-    order = [image for image in units[0] if image in common]
-    rows = [[place[image] for image in order] for place in places]
+        unit = properties[0]["unit"]
+        raise UsageError(
+            f"no {unit} is left for all adapters: each was trained on images of this split; give other data"
+        )
+    places = [{key: place for place, key in enumerate(keys)} for keys in units]
+    order = [key for key in units[0] if key in common]
+    rows = [[place[key] for key in order] for place in places]
     _check_targets(evaluations, rows, names)
     groups = [first.groups[row] for row in rows[0]]
     headline = first.headline
@@ -128,6 +131,19 @@ def _check_same(
                 f"{names[0]} and {name} have different classes: {', '.join(classes[0])} and "
                 f"{', '.join(other_classes)}; compare adapters of the same classes"
             )
+
+
+def _unit_keys(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return a key of each evaluated unit, which is the same for all adapters: its group, or its image.
+
+    The image that stands for a group in `EvaluatedUnits.manifest` depends on the number of frames of the adapter.
+    """
+    manifest = evaluation.evaluated.manifest
+    groups = manifest.groups() if evaluation.result["unit"] == "group" else [None] * len(manifest)
+    return [
+        ("image", image) if group is None else ("group", group)
+        for image, group in zip(manifest.column("image"), groups, strict=True)
+    ]
 
 
 def _check_targets(evaluations: Sequence[Evaluation], rows: Sequence[Sequence[int]], names: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from dinomed.adapters.fitting.optimizers import check_precision, in_precision
 from dinomed.adapters.fitting.resume import STATE_FORMAT
 from dinomed.adapters.fitting.tune import check_tune
 from dinomed.adapters.fitting.windows import RandomWindows
+from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
 from dinomed.errors import UsageError
@@ -241,6 +242,15 @@ class HeadFit(ABC):
     @abstractmethod
     def finish(self, best: BestEpoch) -> FitOutcome:
         """Choose on val what the head needs, such as a threshold, and measure it; called without gradients."""
+
+    def draft_record(self, classes: Sequence[str], usage: dict[str, Any]) -> AdapterRecord:
+        """Return the record of the future bundle with what is chosen so far, for a predictor that measures on val."""
+        base = self.backbone
+        return AdapterRecord(
+            task=self.config.task, head=self.adapter.config.model_dump(mode="json"), classes=tuple(classes),
+            backbone=BackboneReference(name=base.name, fingerprint=base.fingerprint, embed_dim=base.embed_dim),
+            preprocessing=base.preprocessing, validation={}, training={}, weights_sha256="", usage=usage,
+        )  # fmt: skip
 
     def val_outputs(self, count: int) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the rows of each batch of the `count` validation examples, with the outputs of the head."""

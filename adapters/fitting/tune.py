@@ -35,10 +35,14 @@ def check_tune(config: BackboneTuneConfig, backbone: FrozenBackbone, top: int) -
         top: last block that the head uses, counted from 0.
 
     Raises:
-        UsageError: the head uses fewer blocks than `config.last`, a layer is unknown, or PEFT is not installed.
+        UsageError: the backbone is no ViT of dinomed, the head uses fewer blocks than `config.last`, a layer is
+            unknown, or PEFT is not installed.
     """
+    if config.lora is None and config.last is None:
+        return
+    vit = backbone.vit
     if config.lora is not None:
-        check_lora(config.lora, backbone.vit.config.feed_forward)
+        check_lora(config.lora, vit.config.feed_forward)
     elif config.last is not None and config.last > top + 1:
         raise UsageError(f"tune: last:{config.last}, but the head uses only {top + 1} blocks; use a smaller number")
 

@@ -238,6 +238,7 @@ def _as_adapter(
             },
             **({"classes": folded.labels} if folded.labels else {}),
             "left_out": outcome.use.left_out,
+            "unlike_check": first.training["unlike_check"],  # an ensemble uses that of its first member
             **made_with(),
         },
         weights_sha256="",

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from dinomed.adapters.adapter import ADAPTERS, Adapter, HeadConfig, split_blocks
 from dinomed.adapters.heads.dpt import DPT, DPTConfig, PyramidAdapter
+from dinomed.errors import UsageError
 from dinomed.features.compute import Features
 
 UPSAMPLING, MIN_WEIGHT = 4, 0.1
@@ -119,6 +120,20 @@ class DPTDepth(PyramidAdapter):
 
 
 def with_range(head: Any, low: float, high: float) -> Any:
-    """Return the config with missing limits of the range filled in."""
+    """Return the config with missing limits of the range filled in, by `low` and `high` of the training maps.
+
+    Raises:
+        UsageError: the limit that is set is not on its side of the other one.
+    """
     filled = {"low": head.low or low, "high": head.high or high}
+    if filled["low"] >= filled["high"]:
+        problem = (
+            f"`head.low={head.low:g}` is not below {high:g}, the largest"
+            if head.high is None
+            else f"`head.high={head.high:g}` is not above {low:g}, the smallest"
+        )
+        own, other = ("low", "high") if head.high is None else ("high", "low")
+        raise UsageError(
+            f"{problem} depth of the training maps; set head.{other} too, or correct head.{own} or the setting scale"
+        )
     return type(head).model_validate(head.model_dump() | filled)

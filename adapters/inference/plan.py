@@ -2,7 +2,8 @@
 
 With the plan an interrupted prediction is resumed, and an earlier result is removed without other files.
 `predictions.json` is the plan, with ``"complete": false`` until all files are written. Until then
-`predictions.partial.jsonl` holds the finished rows of the table, each written after its mask.
+`predictions.partial.jsonl` holds the finished rows of the table, each written after its mask. It and other files of
+finished images (`PARTIAL_FILES`) are removed after the plan is complete.
 """
 
 import json
@@ -21,6 +22,9 @@ from dinomed.notice import RESEARCH_USE
 TABLE_FILE, FAILED_FILE = "predictions.csv", "unreadable.csv"
 SHEET_FILE = "index.html"
 ROWS_FILE = "predictions.partial.jsonl"
+OBJECTS_FILE = "coco.partial.jsonl"
+PARTIAL_FILES = (ROWS_FILE, OBJECTS_FILE)
+"""Files of an unfinished prediction: its rows, and its COCO objects."""
 FORMAT = "dinomed.predictions/1"
 
 
@@ -79,7 +83,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
     old = read_plan(folder)
     if old is not None and not overwrite:
         if old.complete:
-            (folder / ROWS_FILE).unlink(missing_ok=True)  # of a call that was killed just after its result was complete
+            _remove_partial_files(folder)  # of a call that was killed just after its result was complete
             raise UsageError(f"output folder {folder} already holds a result; add `overwrite=True` to replace it")
         if old != plan:
             raise UsageError(
@@ -88,7 +92,7 @@ def begin(folder: Path, plan: PredictionPlan, *, overwrite: bool) -> dict[str, R
             )
         return _read_rows(folder, plan)
     owned = own_files(folder, old)
-    check_not_taken(folder, [*plan.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE], owned)
+    check_not_taken(folder, [*plan.masks, TABLE_FILE, FAILED_FILE, *PARTIAL_FILES], owned)
     if old is not None:
         replace(old, complete=False).write(folder)  # after an interruption the rest is not taken for a complete result
         for name in owned:
@@ -104,7 +108,7 @@ def own_files(folder: Path, plan: PredictionPlan | None) -> list[str]:
     if plan.is_of_videos:  # its tables are in the folders of the videos, and among `masks`
         return list(plan.masks)
     sheet = [SHEET_FILE] if is_own_sheet(folder) else []
-    return [*plan.masks, TABLE_FILE, FAILED_FILE, ROWS_FILE, *sheet]
+    return [*plan.masks, TABLE_FILE, FAILED_FILE, *PARTIAL_FILES, *sheet]
 
 
 def check_not_taken(folder: Path, names: Iterable[str], owned: Iterable[str]) -> None:
@@ -140,13 +144,18 @@ def add_rows(folder: Path, rows: Sequence[Row]) -> None:
 
 
 def finish(folder: Path, plan: PredictionPlan) -> None:
-    """Mark the plan as complete, with the files that were written, and remove the saved rows, which the table holds.
+    """Mark the plan as complete, with the files that were written, and remove the partial files.
 
     An image that cannot be read, or a volume of which a slice has no prediction, has no file.
     """
     written = tuple(mask for mask in plan.masks if (folder / mask).is_file())
     replace(plan, masks=written, complete=True).write(folder)
-    (folder / ROWS_FILE).unlink(missing_ok=True)
+    _remove_partial_files(folder)
+
+
+def _remove_partial_files(folder: Path) -> None:
+    for name in PARTIAL_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _read_rows(folder: Path, plan: PredictionPlan) -> dict[str, Row]:

@@ -145,7 +145,7 @@ def _cases(evaluation: Evaluation, collection: Manifest, album: Album) -> list[s
 
 def _draw_masks(evaluation: Evaluation, collection: Manifest, row: int, image: np.ndarray) -> np.ndarray:
     """Return the image with the predicted mask in colour and the reference outline in white, if there are masks."""
-    masks = find_task(evaluation.predictor.task).masks_of_case(evaluation.predictor, collection, row, image)
+    masks = find_task(evaluation.predictor.task).masks_of_case(evaluation.predictor, collection, row)
     if masks is None:
         return image
     predicted, reference = masks

@@ -1,12 +1,18 @@
 """The model card: valid front matter, all required statements, and no private information."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import yaml
 
 from dinomed.adapters.card import build_card
+from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.record import AdapterRecord
+from dinomed.adapters.task import find_task
 from dinomed.backbones.preprocessing import Preprocessing
+from dinomed.datasets.manifest import Manifest
 
 DATA = {
     "train": {"images": 1200, "manifest": "a" * 64},
@@ -64,6 +70,35 @@ def test_a_class_name_is_escaped_in_tables_and_html() -> None:
     card = build_card(record())
     assert "<script>" not in card.split("---\n", 2)[2]
     assert "a\\|b" in card
+
+
+def test_the_threshold_of_a_segmenter_has_its_origin() -> None:
+    def member(origin: str, threshold: float) -> AdapterRecord:
+        usage = {"thresholds": [threshold], "thresholds_origin": origin, "mask_schema": None, "views": {}}
+        return record(task="segment", classes=("lesion",), usage=usage, threshold=threshold)
+
+    assert "| threshold | 0.5, fixed, since val has few groups |" in build_card(member("fixed", 0.5))
+    assert "| threshold | 0.35, chosen on val |" in build_card(member("val", 0.35))
+    manifest = Manifest(pa.table({"image": ["a"]}), Path())
+    evaluated = EvaluatedValues(manifest, ["a"], {"dice": np.ones(1)}, lambda rows: {}, cases=[{"lesion": None}])
+    for origins, text in (
+        (("val", "val"), "0.3, the mean of the members' thresholds"),
+        (("val", "fixed"), "0.4, the mean of the members' thresholds"),
+        (("fixed", "fixed"), "0.5, fixed, since val has few groups"),
+    ):
+        members = [member(origin, 0.3 if origin == "val" else 0.5) for origin in origins]
+        use = find_task("segment").combine_use(members, [evaluated])
+        card = build_card(record(task="segment", classes=("lesion",), usage=use.usage, threshold=use.threshold))
+        assert f"| threshold | {text} |" in card
+
+
+def test_the_card_says_whether_unlike_images_are_recognised() -> None:
+    for stored, problem in ((True, None), (True, "no controls"), (False, "3 groups")):
+        card = build_card(record(training={"data": DATA, "unlike_check": {"stored": stored, "problem": problem}}))
+        assert ("The bundle holds mean features" in card) == stored
+        assert ("images that are unlike them are recognised" in card) == (problem is None)
+        assert problem is None or f"unlike the training images are not recognised: {problem}." in card
+    assert "not recognised: no features of the training images are stored." in build_card(record())
 
 
 def test_other_tasks_and_old_records_have_a_card_too() -> None:

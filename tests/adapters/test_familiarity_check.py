@@ -192,7 +192,7 @@ def few_groups(lesion_manifest: Path, path: Path) -> Manifest:
 
 
 def test_a_training_of_few_patients_leaves_the_column_empty_and_the_report_says_why(
-    lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run
+    made: Path, lesion_manifest: Path, tiny_backbone: Path, tmp_path: Path, run: Run
 ) -> None:
     few_groups(lesion_manifest, tmp_path / "few.parquet")
     quick = ("--set", "fit.epochs=1", "--set", "fit.min_steps=0")
@@ -205,6 +205,10 @@ def test_a_training_of_few_patients_leaves_the_column_empty_and_the_report_says_
     code, out, _ = run("evaluate", tmp_path / "cls", *data, "--resamples", 10)
     assert code == 0
     assert "not checked (the training images have 4 groups" in " ".join(out.split())
+    for folder, few in ((tmp_path / "cls", True), (made / "cls", False)):
+        card = (folder / "card.md").read_text()
+        assert ("are not recognised: the training images have 4 groups, and at least 20 are needed." in card) == few
+        assert ("The bundle holds mean features" in card) != few
 
 
 def test_an_index_knows_what_is_unlike_its_images(made: Path, odd: Path, lesion_manifest: Path) -> None:

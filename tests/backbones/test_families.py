@@ -218,7 +218,7 @@ def test_damaged_shards_give_one_line(tmp_path: Path) -> None:
 
 def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
     from dinomed.adapters.fitting.config import BackboneTuneConfig
-    from dinomed.adapters.fitting.tune import LearningBackbone
+    from dinomed.adapters.fitting.tune import LearningBackbone, check_tune
     from dinomed.pretrain.model.config import InitialisationConfig
     from dinomed.pretrain.model.initialisation import read_initialisation
 
@@ -231,6 +231,10 @@ def test_what_another_family_cannot_do_is_said_by_name(tmp_path: Path) -> None:
     refused = "is a clip_vision_model .transformers. model, which dinomed uses frozen"
     with pytest.raises(UsageError, match=refused):
         LearningBackbone(backbone, BackboneTuneConfig(last=1), (1,), 0)
+    for tune in ("last:1", "lora:8"):  # before images are read
+        with pytest.raises(UsageError, match=refused):
+            check_tune(BackboneTuneConfig.model_validate(tune), backbone, 1)
+    check_tune(BackboneTuneConfig(), backbone, 1)
     with pytest.raises(UsageError, match=refused):
         write_timm(backbone, tmp_path)
     with pytest.raises(UsageError, match=refused):

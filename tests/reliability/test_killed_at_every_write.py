@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "scan coco": ("scan", "{i}/pictures", "--coco", "{i}/coco.json", "-o", "{o}/m.csv"),
     "slices": ("slices", "{i}/volumes", "-o", "{o}/s"),
     "predict volumes": ("predict", "{u}/seg", "{i}/slices/manifest.csv", "-o", "{o}/p", "--volumes"),
+    "predict coco": ("predict", "{u}/seg", "{u}/derm.parquet", "-o", "{o}/p", "--coco"),
     "predict classes": ("predict", "{u}/cls", "{u}/derm.parquet", "-o", "{o}/p", "--unit", "group"),
     "audit labels": ("audit", "{u}/derm.parquet", "--labels", "label", "-b", "{u}/ssl", "-o", "{o}/a.html", "--table",
                      "{o}/t.csv", "--folds", "2", "--cache", "{o}/cache"),
@@ -68,6 +69,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 PACKAGES = {  # command -> the packages of its extra
     "slices": ("nibabel",), "predict volumes": ("nibabel",), "scan coco": ("pycocotools",), "export timm": ("timm",),
+    "predict coco": ("pycocotools",),
     "export onnx": ("onnx", "onnxruntime", "onnxscript"), "export transformers": ("transformers",),
     "export bundle": ("monai",),
 }  # fmt: skip
@@ -270,6 +272,7 @@ def test_killed_at_some_writes_the_result_of_slower_commands_is_the_same(
 LAST_STEPS = {  # the change that makes the result valid or that a resume continues from -> how far after it to kill
     "features": ("replace f.parquet", (1, 3)),
     "predict": ("replace p/predictions.json", (1, 2)),
+    "predict coco": ("replace p/coco_results.json", (1, 2, 3, 4)),
     "index": ("replace idx/index.safetensors", (1, 2)),
     "evaluate": ("replace e/metrics.json", (2,)),
     "train": ("replace cls/adapter.safetensors", (0, 1, 3)),

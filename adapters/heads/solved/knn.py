@@ -67,13 +67,17 @@ class KnnClassifier(SolvedClassifier):
         return Solution(self, {"k": k, "chosen_by": CHOSEN_BY, "tried": dict(zip(map(str, ks), scores, strict=True))})
 
     def forward(self, features: Features) -> Tensor:
-        """Return the log of the shares of the vote; for multi-label targets the log odds."""
+        """Return the log of the shares of the vote; for multi-label targets the log odds.
+
+        A label that is unknown for all neighbours of an image has its share of the training examples.
+        """
         similarity, index = (self._unit(features.cls, features.mean) @ self.bank.T).topk(int(self.k))
         votes = self.votes[index]
         sums = sum_votes(similarity, votes.nan_to_num())
         if self.independent:
-            total = sum_votes(similarity, ~votes.isnan()).clamp_min(1e-30)
-            return (sums / total).clamp(_MIN_SHARE, 1 - _MIN_SHARE).logit().to(similarity.dtype)
+            known = sum_votes(similarity, ~votes.isnan())
+            shares = torch.where(known > 0, sums / known, self.votes.nanmean(dim=0).double())
+            return shares.clamp(_MIN_SHARE, 1 - _MIN_SHARE).logit().to(similarity.dtype)
         return (sums / sums.sum(1, keepdim=True)).clamp_min(_MIN_SHARE).log().to(similarity.dtype)
 
     def _unit(self, cls: Tensor, mean: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from dinomed.adapters.evaluated import LIKENESS
 from dinomed.adapters.task import Unit
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
-from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
+from dinomed.adapters.tasks.classify.groups import Groups, group_images, label_groups
 from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.tasks.classify.predict import ClassifyPredictor, ClassRows, EnsembleClassifier
 from dinomed.datasets.manifest import Manifest
@@ -46,8 +46,8 @@ def evaluate_classifier(
         probabilities = rows.probabilities
     else:
         groups = groups_for(predictor, manifest)
-        check_labels(groups, manifest, answer.columns)
-        units, probabilities = groups.first(), predict_groups(predictor, groups)
+        units = label_groups(groups, manifest, columns)
+        probabilities = predict_groups(predictor, groups)
     targets, names = columns.read_targets(units, list(predictor.classes), split)
     if unit != answer.unit:  # the limit of the sets was chosen for the probabilities of single images
         answer = answer.model_copy(update={"sets": None, "cross": None, "abstention": None})

@@ -22,7 +22,7 @@ from dinomed.adapters.fitting.optimizers import check_precision
 from dinomed.adapters.heads.solved.solve import Examples, SolvedClassifier
 from dinomed.adapters.tasks.classify.answer import Answer, calibrate, join_sizes
 from dinomed.adapters.tasks.classify.config import ClassifyConfig
-from dinomed.adapters.tasks.classify.groups import Groups, check_labels, group_images
+from dinomed.adapters.tasks.classify.groups import Groups, group_images, label_groups
 from dinomed.adapters.tasks.classify.labels import prevalence
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.datasets.manifest import Manifest
@@ -48,10 +48,11 @@ class ClassifierFit(HeadFit):
         stratify = columns.columns[0] if len(columns.columns) == 1 else None
         splits = fit_splits(columns.usable(manifest), stratify, config.seed)
         self.classes = columns.names(splits.train)
-        self.groups = (
-            [group_rows(part, config) for part in (splits.train, splits.val)] if config.unit == "group" else []
-        )
-        train, val = (groups.first() for groups in self.groups) if self.groups else (splits.train, splits.val)
+        train, val = splits.train, splits.val
+        self.groups = [group_rows(part, config) for part in (train, val)] if config.unit == "group" else []
+        if self.groups:
+            of_train, of_val = self.groups
+            train, val = label_groups(of_train, train, columns), label_groups(of_val, val, columns)
         self.labels, _ = columns.read_targets(train, self.classes, "train")
         self.val_labels, self.val_names = columns.read_targets(val, self.classes, "val")
         self.val_units = val.units()
@@ -190,10 +191,8 @@ def class_weights(labels: np.ndarray, num_classes: int) -> Tensor:
 
 
 def group_rows(manifest: Manifest, config: ClassifyConfig) -> Groups:
-    """Return the groups of some rows; raise a `UsageError` if images of a group have different labels."""
-    groups = group_images(manifest, config.frames, fill=config.pool == "concat")
-    check_labels(groups, manifest, config.columns)
-    return groups
+    """Return the groups of some rows, with the frames that the head reads."""
+    return group_images(manifest, config.frames, fill=config.pool == "concat")
 
 
 def take_rows(cls: Tensor, mean: Tensor, rows: Sequence[int]) -> Features:

@@ -8,13 +8,16 @@ has it, else by file name, in which digits count as numbers. An image without a 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.datasets.manifest import Manifest
 from dinomed.datasets.scan.labels import FRAME
+from dinomed.datasets.tables import compose_letters
 from dinomed.errors import UsageError
 
 FRAMES = 8
@@ -39,7 +42,7 @@ class Groups:
         return len(self.members)
 
     def first(self) -> Manifest:
-        """Return one row for each group, that of its first frame, for values that all images of a group share."""
+        """Return one row for each group, that of its first frame. Its labels are those of `label_groups`."""
         return self.manifest.take([members[0] for members in self.members])
 
     def average(self, values: np.ndarray) -> np.ndarray:
@@ -112,19 +115,43 @@ def evenly_spaced(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def check_labels(groups: Groups, manifest: Manifest, columns: Sequence[str]) -> None:
-    """Raise a `UsageError` if images of one group in `manifest` have different labels."""
-    for column in columns:
-        seen: dict[str, set[str]] = defaultdict(set)
+def label_groups(groups: Groups, manifest: Manifest, columns: LabelColumns) -> Manifest:
+    """Return one row for each group, that of its first frame, with the labels of the group.
+
+    In each label column it has the value that is known of the images of the group, of which some may have an empty
+    cell, also of images that are not among its frames.
+
+    Args:
+        groups: of `manifest`.
+        manifest: all images, with labels.
+        columns: the columns of the labels.
+
+    Raises:
+        UsageError: images of one group have different labels. Two texts of the same labels are equal (``a|b`` and
+            ``b|a``, ``1`` and ``true``).
+    """
+    units = groups.first()
+    table = units.table
+    for column in columns.columns:
+        known: dict[str, dict[Any, Any]] = defaultdict(dict)  # group -> labels -> the first cell that holds them
         for group, value in zip(manifest.groups(), manifest.column(column), strict=True):
-            if group is not None and value is not None:
-                seen[group].add(value)
-        mixed = sum(len(values) > 1 for values in seen.values())
+            labels = columns.parse(column, value)
+            if group is not None and labels is not None:
+                known[str(group)].setdefault(labels, value)
+        mixed = sum(len(cells) > 1 for cells in known.values())
         if mixed:
             raise UsageError(
                 f"{mixed} of {len(groups)} groups hold images of different labels in column {column!r}; "
                 "one prediction for a group needs one label: use unit: image"
             )
+        cells = [
+            value if name is None else next(iter(known[name].values()), None)
+            for name, value in zip(groups.names, units.column(column), strict=True)
+        ]
+        place = table.column_names.index(column if column in table.column_names else compose_letters(column))
+        field = table.schema.field(place)
+        table = table.set_column(place, field, pa.array(cells, field.type))
+    return replace(units, table=table)
 
 
 def _order(manifest: Manifest) -> list[tuple[float | tuple[str | int, ...], ...]]:

@@ -8,6 +8,7 @@ cell in a single column is an image without labels, which is left out.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -144,10 +145,35 @@ class LabelColumns:
         wide = [*names, *unseen]
         return self._marks(manifest, wide), wide
 
-    def _split(self, manifest: Manifest) -> list[list[str]]:
+    def parse(self, column: str, cell: Any) -> str | frozenset[str] | bool | None:
+        """Return what a cell of one of the columns holds: a class, labels, or whether its label is present; None for an
+        empty cell.
+
+        Raises:
+            UsageError: a cell of several columns is neither 0 nor 1.
+        """
+        if len(self.columns) == 1:
+            return cell if cell is None or self.separator is None else frozenset(self._names(cell))
+        return self._present(column, cell)
+
+    def _present(self, column: str, cell: Any) -> bool | None:
+        """Return whether the label of one of several columns is present; None for an empty cell."""
+        word = None if cell is None else str(cell).strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        if word:
+            raise UsageError(
+                f"column {column!r} holds {cell!r}; of several label columns, each holds 1 (yes), 0 (no) or nothing "
+                "(not known)"
+            )
+        return None
+
+    def _names(self, cell: str) -> list[str]:
         assert self.separator is not None
-        column = manifest.column(self.columns[0])
-        return [[part for cell in value.split(self.separator) if (part := cell.strip())] for value in column]
+        return [name for part in cell.split(self.separator) if (name := part.strip())]
+
+    def _split(self, manifest: Manifest) -> list[list[str]]:
+        return [self._names(cell) for cell in manifest.column(self.columns[0])]
 
     def _marks(self, manifest: Manifest, names: Sequence[str]) -> np.ndarray:
         place = {name: i for i, name in enumerate(names)}
@@ -160,14 +186,9 @@ class LabelColumns:
         table = np.full((len(manifest), len(self.columns)), np.nan)
         for index, name in enumerate(self.columns):
             for row, value in enumerate(manifest.column(name)):
-                word = None if value is None else str(value).strip().lower()
-                if word in _TRUE or word in _FALSE:
-                    table[row, index] = float(word in _TRUE)
-                elif word:
-                    raise UsageError(
-                        f"column {name!r} holds {value!r}; of several label columns, each holds 1 (yes), 0 (no) or "
-                        "nothing (not known)"
-                    )
+                present = self._present(name, value)
+                if present is not None:
+                    table[row, index] = float(present)
         return table
 
 

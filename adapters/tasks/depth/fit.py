@@ -1,5 +1,6 @@
 """Training of depth estimators."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from dinomed.adapters.inference.dense import Views
 from dinomed.adapters.tasks.depth.config import DepthConfig
 from dinomed.adapters.tasks.depth.losses import gradient_loss, sig_loss
 from dinomed.adapters.tasks.depth.maps import DepthMaps, DepthSource
+from dinomed.adapters.tasks.depth.predict import DepthPredictor
 from dinomed.datasets.manifest import Manifest
 from dinomed.metrics.depth import depth_errors, depth_metrics
 
@@ -71,14 +73,23 @@ class DepthFit(HeadFit):
         return -loss, {"val_sig_loss": loss}
 
     def finish(self, best: BestEpoch) -> FitOutcome:
-        errors = []
-        for row in range(len(self.splits.val)):
-            known = self.source.read(self.splits.val, row)
-            predicted = self.backbone.preprocessing.from_input(self.adapter(self.features.val([row])), known.shape)
-            errors.append(depth_errors(known, predicted[0, 0].cpu().numpy(), *limits_of_metrics(self.low, self.high)))
         views = Views(flips=self.adapter.flips if self.config.flips is None else self.config.flips)
         usage = {"depth": self.source.to_dict() | {"low": self.low, "high": self.high}, "views": vars(views)}
+        limits, errors = limits_of_metrics(self.low, self.high), []
+        for row, predicted in enumerate(self._predict_val(usage, mirrored=views.flips)):
+            errors.append(depth_errors(self.source.read(self.splits.val, row), predicted, *limits))
         return FitOutcome([DEPTH], depth_metrics(errors), usage)
+
+    def _predict_val(self, usage: dict[str, Any], *, mirrored: bool) -> Iterator[np.ndarray]:
+        """Yield the depths (H, W) of each image of val as the bundle predicts them, at the size of the image."""
+        val, reading = self.splits.val, self.backbone.preprocessing
+        if mirrored:
+            predictor = DepthPredictor(self.draft_record([DEPTH], usage), self.adapter, self.features.backbone)
+            yield from (maps[0] for maps in predictor.manifest_maps(val))
+            return
+        sizes = zip(val.column("height"), val.column("width"), strict=True)
+        for row, size in enumerate(sizes):  # from features that are computed already
+            yield reading.from_input(self.adapter(self.features.val([row])), size)[0, 0].cpu().numpy()
 
     def _within(self, depths: Tensor) -> Tensor:
         """Set depths outside the range to nan (unknown), as the metrics do."""

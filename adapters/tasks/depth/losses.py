@@ -27,13 +27,15 @@ def sig_loss(prediction: Tensor, targets: Tensor) -> Tensor:
         targets: depths of the same shape, nan where unknown.
 
     Returns:
-        The loss, a scalar; 0 if nothing is known.
+        The loss, a scalar of 0 or more. A single known pixel has no variance, so its loss is sqrt(0.15) |d|, where the
+        reference code, with the variance of a sample, gives nan; without a known pixel the loss is 0.
     """
     difference, known = log_difference(prediction, targets)
     values = difference[known]
-    if len(values) < 2:
+    if not len(values):
         return difference.sum()
-    return (values.var() + MEAN_WEIGHT * values.mean() ** 2 + 1e-12).sqrt()  # the gradient of the root is infinite at 0
+    variance = values.var() if len(values) > 1 else torch.zeros_like(values[0])
+    return (variance + MEAN_WEIGHT * values.mean() ** 2 + 1e-12).sqrt()  # the gradient of the root is infinite at 0
 
 
 def gradient_loss(prediction: Tensor, targets: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dinomed.adapters.inference.plan import OBJECTS_FILE
 from dinomed.adapters.tasks.segment.lesions import NEIGHBORS
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.datasets.coco.annotations import CocoAnnotations, Id, read_annotations
@@ -21,8 +22,6 @@ from dinomed.errors import UsageError
 from dinomed.io.files import append_text, sha256_file, to_json, write_json
 
 RESULTS_FILE, IMAGES_FILE = "coco_results.json", "coco_images.json"
-OBJECTS_FILE = "coco.partial.jsonl"
-"""The objects of finished images, until all images are predicted."""
 
 
 class CocoResults:
@@ -49,7 +48,7 @@ class CocoResults:
             self.image_ids, self.category_ids = _image_ids(known, manifest), _category_ids(known, classes)
 
     def save(self, out: Path, name: str, planes: np.ndarray, probabilities: np.ndarray) -> None:
-        """Save the objects of an image.
+        """Save the objects of an image in `OBJECTS_FILE`, until the prediction is complete.
 
         Args:
             out: output folder.
@@ -83,7 +82,6 @@ class CocoResults:
         categories = [{"id": number, "name": name} for name, number in self.category_ids.items()]
         write_json(out / IMAGES_FILE, {"images": images, "categories": categories, "annotations": []})
         write_json(out / RESULTS_FILE, [region for name in names for region in objects[name]])
-        (out / OBJECTS_FILE).unlink(missing_ok=True)
 
 
 def find_regions(plane: np.ndarray, probability: np.ndarray) -> list[dict[str, Any]]:

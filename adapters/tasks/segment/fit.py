@@ -15,7 +15,6 @@ from dinomed.adapters.fitting.head_fit import FitOutcome, HeadFit
 from dinomed.adapters.fitting.loop import BestEpoch
 from dinomed.adapters.fitting.windows import RandomWindows
 from dinomed.adapters.inference.dense import Views
-from dinomed.adapters.record import AdapterRecord, BackboneReference
 from dinomed.adapters.tasks.segment.config import SegmentConfig
 from dinomed.adapters.tasks.segment.losses import build_loss
 from dinomed.adapters.tasks.segment.mask_schema import MASK, MaskSchema, build_mask_schema, resolve_mask_schema
@@ -119,7 +118,7 @@ class SegmenterFit(HeadFit):
 
             fixed = DEFAULT_THRESHOLD if self.val_is_small() else None
             thresholds, metrics["dice"] = choose_thresholds(self.splits.val, probabilities, self.schema, fixed)
-            self.usage |= {"thresholds": thresholds, "thresholds_fixed": fixed is not None}
+            self.usage |= {"thresholds": thresholds, "thresholds_origin": "val" if fixed is None else "fixed"}
         self.usage["abstention"] = self._measure_confidence().model_dump(mode="json")
         threshold = thresholds[0] if len(thresholds) == 1 else None
         return FitOutcome(list(self.schema.names), metrics, self.usage, threshold)
@@ -161,13 +160,7 @@ class SegmenterFit(HeadFit):
 
         It makes the choices on val valid for the predictions of the bundle.
         """
-        base = self.backbone
-        record = AdapterRecord(
-            task="segment", head=self.adapter.config.model_dump(mode="json"), classes=tuple(self.schema.names),
-            backbone=BackboneReference(name=base.name, fingerprint=base.fingerprint, embed_dim=base.embed_dim),
-            preprocessing=base.preprocessing, validation={}, training={}, weights_sha256="", usage=self.usage,
-        )  # fmt: skip
-        return SegmentPredictor(record, self.adapter, self.features.backbone)
+        return SegmentPredictor(self.draft_record(self.schema.names, self.usage), self.adapter, self.features.backbone)
 
     def _dice_of_squares(self) -> Iterator[float]:
         for rows, outputs in self.val_outputs(len(self.splits.val)):

@@ -53,18 +53,21 @@ class Masks:
         self.reading, self.exclusive = reading, schema.exclusive
         self.bits = max(1, ceil(log2(len(schema.names)))) if schema.exclusive else len(schema.names)
 
-        def load(index: int) -> tuple[np.ndarray, int]:
+        def load(index: int) -> tuple[tuple[np.ndarray, int], bool]:
             small = shrink_targets(schema.read(manifest, index), schema, reading)
+            marked = bool((small != schema.background).any())
             if self.exclusive:
                 small = (small[0] >> np.arange(self.bits, dtype=np.uint8)[:, None, None]) & 1
-            return np.packbits(small, axis=-1), small.shape[-1]
+            return (np.packbits(small, axis=-1), small.shape[-1]), marked
 
         self._packed: list[tuple[np.ndarray, int]] = []  # bits (planes, height, bytes), and the width in px
+        has_lesion = False
         with bar(f"masks of {split}", len(manifest)) as progress:
-            for mask in prefetch(load, range(len(manifest)), None):
+            for mask, marked in prefetch(load, range(len(manifest)), None):
                 self._packed.append(mask)
+                has_lesion = has_lesion or marked
                 progress.advance()
-        if not any(bits.any() for bits, _ in self._packed):
+        if not has_lesion:
             message = f"every mask of {split} is empty at {reading.image_size} px"
             if split == "train":
                 raise UsageError(f"{message}: there is no lesion to learn; give masks that have one")

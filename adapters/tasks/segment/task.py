@@ -24,13 +24,18 @@ from dinomed.adapters.tasks.volume_metrics import case_tables
 from dinomed.backbones.frozen import FrozenBackbone
 from dinomed.config import build_config
 from dinomed.datasets.manifest import Manifest
-from dinomed.images.read import read_image
 
 LESION_COLUMNS = {
     "lesions": "lesions", "found": "detected", "missed": "missed", "false": "false positives",
     "sensitivity": "sensitivity", "precision": "precision", "false_per_image": "false positives per image",
     "clear_images": "images without a lesion", "clear_with_false": "of these, with a false positive",
 }  # fmt: skip
+THRESHOLD_ORIGINS = {
+    "val": "chosen on val",
+    "fixed": "fixed, since val has few groups",
+    "members": "the mean of the members' thresholds",
+}
+"""Texts of the card for the entry `thresholds_origin` of `AdapterRecord.usage`."""
 LESION_NOTE = (
     "A lesion (connected area) counts as detected if a tenth of it is covered; a predicted area that touches no lesion "
     "is a false positive."
@@ -95,6 +100,8 @@ class SegmentTask(Task):
         usage = {name: members[0].usage[name] for name in ("mask_schema", "views")}
         if members[0].usage.get("thresholds"):
             usage["thresholds"] = np.mean([member.usage["thresholds"] for member in members], axis=0).tolist()
+            fixed = all(member.usage.get("thresholds_origin") == "fixed" for member in members)
+            usage["thresholds_origin"] = "fixed" if fixed else "members"
         known = [member.threshold for member in members if member.threshold is not None]
         threshold = float(np.mean(known)) if known else None
         joined = join_values(evaluated, partial(summarize_masks, classes=list(evaluated[0].cases[0])))
@@ -113,18 +120,15 @@ class SegmentTask(Task):
     def build_writer(self, predictor: SegmentPredictor, names: Sequence[str]) -> SegmentWriter:
         return SegmentWriter(predictor, names)
 
-    def masks_of_case(
-        self, predictor: SegmentPredictor, manifest: Manifest, row: int, image: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        schema, channels = predictor.schema, predictor.preprocessing.channels
-        pixels = image if channels == 3 else read_image(manifest.path(row), channels=channels)
-        predicted = predictor.decide(predictor.probabilities(pixels))
+    def masks_of_case(self, predictor: SegmentPredictor, manifest: Manifest, row: int) -> tuple[np.ndarray, np.ndarray]:
+        schema, image = predictor.schema, predictor.backbone.preprocessing.read_row(manifest, row)
+        predicted = predictor.decide(predictor.probabilities(image))
         return schema.any_class(predicted), schema.any_class(schema.read(manifest, row))
 
     def card_rows(self, record: AdapterRecord) -> list[tuple[str, str]]:
         if record.threshold is None:
             return []
-        origin = "fixed, since val has few groups" if record.usage.get("thresholds_fixed") else "chosen on val"
+        origin = THRESHOLD_ORIGINS[record.usage.get("thresholds_origin", "val")]
         return [("threshold", f"{record.threshold:g}, {origin}")]
 
     def export_lines(self, predictor: SegmentPredictor) -> list[str]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dinomed.adapters.tasks.areas import AREA_COLUMN, PixelAreas
 from dinomed.adapters.tasks.dicom_seg import DicomSegmentations
-from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, OBJECTS_FILE, RESULTS_FILE, CocoResults
+from dinomed.adapters.tasks.segment.coco import IMAGES_FILE, RESULTS_FILE, CocoResults
 from dinomed.adapters.tasks.segment.mask_schema import MaskSchema
 from dinomed.adapters.tasks.segment.predict import SegmentPredictor, summarize
 from dinomed.adapters.tasks.volumes import SUMMARY_FILE, VolumeMasks
@@ -65,7 +65,7 @@ class SegmentWriter(PredictionWriter):
 
     def add_coco(self, manifest: Manifest, ids: Path | None) -> None:
         self.coco = CocoResults(manifest, self.schema, ids)
-        self.extra_files = [*self.extra_files, RESULTS_FILE, IMAGES_FILE, OBJECTS_FILE]
+        self.extra_files = [*self.extra_files, RESULTS_FILE, IMAGES_FILE]
         self.settings = self.settings | {"coco": self.coco.setting or True}
 
     def add_dicom_seg(self, manifest: Manifest, keep_ids: bool, key: bytes | None = None) -> None:

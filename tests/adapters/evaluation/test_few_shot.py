@@ -1,8 +1,10 @@
 """Few-shot draws: by group, nested and seeded; the curve equals a direct fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.linear_model import LogisticRegression
 
@@ -71,6 +73,35 @@ def test_the_curve_is_a_weighted_regression_on_the_drawn_rows(
     for name, value in (("chance", chance["auroc"]), ("most frequent class", chance["accuracy"])):
         assert f">{name}: {value:.2f}</text>" in page
     assert not any(value in page for column in ("image", "group") for value in manifest.column(column))
+
+
+def test_a_draw_of_one_class_gives_each_image_this_class(
+    tiny_backbone: Path, lesion_manifest: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(lesion_manifest)
+    first, second = manifest.classes()[:2]
+    splits = manifest.column("split")
+    train = [row for row, split in enumerate(splits) if split == "train"]
+    labels = [
+        first if split == "train" else label for split, label in zip(splits, manifest.column("label"), strict=True)
+    ]
+    groups = [f"{split} {row}" for row, split in enumerate(splits)]
+    labels[train[0]] = second  # the only group with the second class has more images of the first one
+    for row in train[:3]:
+        groups[row] = "mixed"
+    table = manifest.table
+    for name, values in (("label", labels), ("group", groups)):
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    data = replace(manifest, table=table)
+    units = [groups[row] for row in train]
+    numbers = np.array([int(labels[row] == second) for row in train])
+    seed = next(seed for seed in range(99) if not numbers[draw_shots(numbers, units, 1, seed)].any())
+    report = few_shot(load_backbone(tiny_backbone), data, cache=tmp_path, shots=(1,), seeds=1, seed=seed)
+    row, test = report["shots"][0], data.select(split="test")
+    assert row["images"] == 1
+    assert row["accuracy"]["mean"] == pytest.approx(test.column("label").count(first) / len(test))
+    assert row["balanced_accuracy"]["mean"] == pytest.approx(1 / len(set(test.column("label"))))
+    assert row["auroc"]["mean"] == 0.5
 
 
 def test_the_advice_follows_the_last_step() -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dinomed.adapters.evaluated import EvaluatedValues
@@ -112,6 +113,21 @@ def test_adapters_of_equal_classes_on_other_labels_are_refused_and_unknown_class
     ):
         with pytest.raises(UsageError, match="x and y were trained on different labels"):
             compare_runs([first, other], ["x", "y"], resamples=5)
+
+
+def test_groups_are_matched_by_their_names_whatever_frame_stands_for_them(manifest: Manifest) -> None:
+    names = pa.array([None if i >= 20 else f"video {i // 10}" for i in range(len(manifest))])
+    place = manifest.table.column_names.index("group")
+    videos = replace(manifest, table=manifest.table.set_column(place, "group", names))
+    dice = np.array([0.2, 0.4, 0.6])  # of two videos, and of an image without a group
+    first = evaluation(videos, [1, 11, 20], dice, unit="group")
+    second = evaluation(videos, [12, 2, 20], dice[[1, 0, 2]], unit="group")
+    report = compare_runs([first, second], ["a", "b"], resamples=5)
+    assert report["n"] == report["groups"] == 3
+    assert [run["left_out"] for run in report["runs"]] == [0, 0]
+    assert report["runs"][1]["difference"]["dice"]["value"] == 0
+    with pytest.raises(UsageError, match="no group is left for all adapters"):
+        compare_runs([first, evaluation(videos, [25], dice[:1], unit="group")], ["a", "b"], resamples=5)
 
 
 def test_an_adapter_that_was_trained_on_the_images_is_named(manifest: Manifest) -> None:

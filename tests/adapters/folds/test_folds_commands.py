@@ -72,6 +72,10 @@ def test_the_command_trains_folds_and_prints_their_metrics(
     assert "## Measured out of fold" in card
     left_out = "- No abstention: the thresholds were chosen on the confidence of single members"
     assert (left_out in card) == (task == "segment")
+    assert ("| threshold |" in card) == (task == "segment")
+    assert "chosen on val |" not in card
+    member = (result.folder / "fold_1" / "card.md").read_text()
+    assert ("The bundle holds mean features" in card) == ("The bundle holds mean features" in member)
     code, text, _ = run(*result.words, "--json")
     assert code == 2
     assert "already holds a result; add --overwrite to replace it" in json.loads(text)["error"]

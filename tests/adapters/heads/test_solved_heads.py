@@ -82,6 +82,19 @@ def test_knn_of_several_labels_is_the_share_of_neighbours_with_a_known_label() -
     np.testing.assert_allclose(probabilities, weight @ np.nan_to_num(train.targets) / (weight @ known), atol=1e-4)
 
 
+def test_knn_gives_a_label_that_no_neighbour_knows_its_share_of_the_training_examples() -> None:
+    train = Examples(
+        np.eye(4, DIM, dtype=np.float32),
+        np.zeros((4, DIM), np.float32),
+        np.array([[1, np.nan, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]),
+    )
+    adapter = KnnClassifier(KnnConfig(k=1, tokens="cls"), DIM, CLASSES)
+    adapter.solve(train, train, None, 0)
+    shares = logits(adapter, train).sigmoid().numpy()
+    np.testing.assert_allclose(shares[0], [1, 2 / 3, 0], atol=2e-6)
+    np.testing.assert_allclose(shares[1], [1, 1, 0], atol=2e-6)
+
+
 def test_logistic_regression_is_that_of_scikit_learn_on_standardised_features() -> None:
     train, val = examples(120, 0), examples(50, 1)
     weight = len(train) / (CLASSES * np.bincount(train.targets))

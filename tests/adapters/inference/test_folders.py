@@ -201,6 +201,16 @@ def test_coco_results_give_the_written_masks_also_after_an_interruption(
         np.testing.assert_array_equal(objects_of(tmp_path / "whole", row["image"], 1), mask.astype(bool))
     assert not (tmp_path / "whole/coco.partial.jsonl").exists()
 
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # after the results, before the plan is complete
+        patch.setattr(folders, "finish", end)
+        with pytest.raises(KeyboardInterrupt):
+            predict_collection(predictors[0], manifest, tmp_path / "late", coco=True)
+    predict_collection(predictors[0], manifest, tmp_path / "late", coco=True)
+    assert (tmp_path / "late/coco_results.json").read_text() == written
+
     write_batch, calls = SegmentWriter.write_batch, []
 
     def stop(self: SegmentWriter, *arguments: Any) -> Any:

@@ -54,6 +54,19 @@ def test_sig_loss_equals_its_formula() -> None:
     )  # + 0.001 in the logs
 
 
+@pytest.mark.parametrize("factor", [0.5, 1, 2])
+def test_sig_loss_of_one_known_pixel_is_its_difference_without_sign(factor: float) -> None:
+    targets = torch.full((1, 1, 4, 4), float("nan"), dtype=torch.float64)
+    targets[0, 0, 1, 2] = 3.0
+    prediction = torch.full_like(targets, 3.0 * factor).requires_grad_()
+    loss = sig_loss(prediction, targets)
+    expected = abs(np.log(3.0 * factor + 1e-3) - np.log(3.001))
+    assert loss.item() == pytest.approx(0.15**0.5 * expected, abs=2e-6)
+    loss.backward()
+    assert prediction.grad is not None
+    assert np.sign(prediction.grad[0, 0, 1, 2].item()) == np.sign(factor - 1)
+
+
 def test_gradient_loss_equals_its_formula() -> None:
     prediction, targets = maps(1)
     d = np.log(prediction.numpy() + 1e-3) - np.log(targets.numpy() + 1e-3)
@@ -194,6 +207,47 @@ def test_errors_of_depth_maps_have_clear_messages(lesion_manifest: Path, tiny_ba
         fit_head(backbone, Manifest(flat, tmp_path), tmp_path / "c", DepthConfig(), cache=tmp_path / "s")
     with pytest.raises(ValueError, match="must be below"):
         LinearDepthConfig(low=3, high=2)
+
+
+@pytest.fixture(scope="module")
+def slopes(lesion_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Synthetic images with depths of 1 to 20 that rise to the right."""
+    folder, manifest = tmp_path_factory.mktemp("slopes"), read_manifest(lesion_manifest)
+    (folder / "images").symlink_to(manifest.root / "images")
+    names = []
+    for row, (height, width) in enumerate(zip(manifest.column("height"), manifest.column("width"), strict=True)):
+        names.append(f"{row}.npy")
+        np.save(folder / names[-1], np.tile(np.linspace(1, 10 + row % 11, width, dtype=np.float32), (height, 1)))
+    return Manifest(manifest.table.append_column("depth", pa.array(names, pa.string())), folder)
+
+
+def quick(**settings: object) -> DepthConfig:
+    fit = FitConfig(epochs=3, batch_size=8, learning_rate=0.05, min_steps=0)
+    return DepthConfig.model_validate({"image_size": 32, "augment": "none", "fit": fit, **settings})
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ({"low": 50}, r"`head.low=50` is not below 20, the largest depth of the training maps; set head.high too"),
+        ({"high": 0.5}, r"`head.high=0.5` is not above 1, the smallest depth of the training maps; set head.low too"),
+    ],
+)
+def test_a_limit_outside_the_depths_is_refused_with_both_limits(
+    head: dict[str, float], message: str, slopes: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        fit_head(load_backbone(tiny_backbone), slopes, tmp_path / "d", quick(head=head), cache=tmp_path / "s")
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_the_metrics_of_a_fit_are_those_of_the_saved_predictor(
+    flips: bool, slopes: Manifest, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    result = fit_head(load_backbone(tiny_backbone), slopes, tmp_path / "d", quick(flips=flips), cache=tmp_path / "s")
+    again = evaluate(result.folder, slopes, "val", resamples=10)["metrics"]
+    for name in ("rmse", "abs_rel", "delta1"):
+        assert again[name] == pytest.approx(result.validation[name], rel=1e-3), name  # cached features are float16
 
 
 @pytest.mark.parametrize("name", ["depth", "depth_dpt", "depth_simcol"])

@@ -130,6 +130,29 @@ def test_the_prediction_of_a_group_is_the_head_on_its_pooled_features(
     assert sum(predictor.probabilities(image).values()) == pytest.approx(1, abs=1e-5)  # a group of one
 
 
+def test_a_group_is_fitted_and_evaluated_with_the_labels_known_of_any_of_its_images(
+    place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
+) -> None:
+    # groups of up to three images of a split and label; each label is known of one image of a group
+    place_of: dict[tuple[str, str], int] = {}
+    names, label_cells = [], {"round": [], "dark": []}
+    for key in zip(manifest.column("split"), manifest.column("label"), strict=True):
+        number = place_of[key] = place_of.get(key, -1) + 1
+        names.append(f"{'-'.join(key)}-{number // 3}")
+        present = key[1] == manifest.classes()[0]
+        label_cells["round"].append(str(int(present)) if number % 3 == 0 else None)
+        label_cells["dark"].append(str(float(not present)) if number % 3 == 1 else None)
+    data = with_columns(manifest, group=names, **label_cells)
+    config = settings(unit="group", frames=1, label=["round", "dark"])
+    result = fit_head(backbone, data, tmp_path / "out", config, cache=place / "cache")
+    known = [(group, cell) for cells in label_cells.values() for group, cell in zip(names, cells, strict=True) if cell]
+    present = [group for group, cell in known if float(cell)]
+    assert sum(read_record(result.folder).training["classes"].values()) == sum(g.startswith("train") for g in present)
+    evaluated = evaluate_in_full(result.folder, data, "val", resamples=10).evaluated
+    assert evaluated.targets is not None
+    assert (~np.isnan(evaluated.targets)).sum() == sum(group.startswith("val") for group, _ in known)
+
+
 def test_probabilities_of_images_are_averaged_over_their_group(
     place: Path, backbone: FrozenBackbone, manifest: Manifest, tmp_path: Path
 ) -> None:

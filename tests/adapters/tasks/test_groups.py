@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinomed.adapters.tasks.classify.groups import check_labels, evenly_spaced, group_images
+from dinomed.adapters.tasks.classify.groups import evenly_spaced, group_images, label_groups
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.datasets.manifest import Manifest, build_manifest
 from dinomed.errors import UsageError
 
@@ -67,4 +68,29 @@ def test_missing_groups_and_mixed_labels_raise_an_error() -> None:
         group_images(collection(["a.png"], [None]))
     manifest = collection(["a1", "a2", "b1"], ["a", "a", "b"], label=["x", "y", "x"])
     with pytest.raises(UsageError, match="1 of 2 groups hold images of different labels in column 'label'"):
-        check_labels(group_images(manifest), manifest, ["label"])
+        label_groups(group_images(manifest), manifest, LabelColumns(("label",)))
+
+
+def test_a_group_has_the_labels_that_are_known_of_any_of_its_images() -> None:
+    images, groups = ["a1.png", "a2.png", "a3.png", "b1.png", "c.png"], ["a", "a", "a", "b", None]
+    columns = LabelColumns(("round", "dark"))
+    manifest = collection(images, groups, round=[None, "1", "1.0", None, "0"], dark=["0", None, "false", None, None])
+    grouped = group_images(manifest, frames=1)
+    assert grouped.manifest.column("image")[0] == "a2.png"
+    targets, _ = columns.read_targets(label_groups(grouped, manifest, columns), ["round", "dark"], "train")
+    np.testing.assert_array_equal(targets, [[1, 0], [np.nan, np.nan], [0, np.nan]])
+
+
+def test_labels_of_a_group_are_compared_by_what_they_say() -> None:
+    images, groups = ["a1.png", "a2.png", "b1.png"], ["a", "a", "b"]
+    several = LabelColumns(("label",), separator="|")
+    manifest = collection(images, groups, label=["x|y", "y| x|", "x"])
+    assert label_groups(group_images(manifest), manifest, several).column("label") == ["x|y", "x"]
+    with pytest.raises(UsageError, match="1 of 2 groups hold images of different labels in column 'label'"):
+        label_groups(group_images(manifest), manifest, LabelColumns(("label",)))
+    columns = LabelColumns(("round", "dark"))
+    manifest = collection(images, groups, round=["1", "True", "0"], dark=["0.0", "false", "1"])
+    assert len(label_groups(group_images(manifest), manifest, columns)) == 2
+    manifest = collection(images, groups, round=["1", "True", "0"], dark=["0", "1", "1"])
+    with pytest.raises(UsageError, match="in column 'dark'"):
+        label_groups(group_images(manifest), manifest, columns)

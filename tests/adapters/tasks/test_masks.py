@@ -283,6 +283,17 @@ def test_windows_cover_every_pixel_and_equal_maps_blend_to_themselves(
     np.testing.assert_allclose(out, image.numpy(), atol=1e-2)  # of 250, by float32 weights from 1e-3 to 1
 
 
+@pytest.mark.parametrize("order", [("spot", "bar", "background"), ("background", "spot", "bar")])
+def test_masks_are_empty_where_all_is_background_in_any_order_of_the_classes(
+    shapes: Manifest, order: Sequence[str]
+) -> None:
+    schema = build_mask_schema("multiclass", {name: (CLASSES | {"background": 0})[name] for name in order})
+    assert schema is not None
+    Masks(shapes.take([0]), Preprocessing(image_size=8), "train", schema)  # a spot
+    with pytest.raises(UsageError, match="every mask of train is empty at 8 px"):
+        Masks(shapes.take([3]), Preprocessing(image_size=8), "train", schema)
+
+
 def test_windows_overlap_by_at_least_the_setting() -> None:
     starts = _starts(1000, 100, 0.5)
     assert (np.diff(starts) <= 50).all()

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,15 @@ from dinomed.adapters.evaluation.report import (
     summarize_subgroups,
 )
 from dinomed.adapters.evaluation.subgroups import split_subgroups
+from dinomed.adapters.inference.loader import load_adapter
+from dinomed.adapters.task import find_task
 from dinomed.adapters.tasks.classify.answer import Answer
 from dinomed.adapters.tasks.classify.evaluated import EvaluatedClasses
 from dinomed.apps import cli
 from dinomed.apps.pages.plots import bands, matrix, square, thin
 from dinomed.datasets.manifest import Manifest, read_manifest, write_manifest
 from dinomed.errors import UsageError
+from dinomed.images.intensity import IntensityConfig
 from dinomed.metrics.bootstrap import bootstrap_mean
 
 pytestmark = pytest.mark.slow  # it trains a classifier and a segmenter
@@ -90,6 +94,21 @@ def test_the_page_holds_everything_and_names_nobody(user: Path, task: str) -> No
     assert len(metrics["abstention"]["thresholds"]) > 0
     _, _, named = evaluate(user, task, "--names")
     assert any(image in named for image in manifest.column("image"))
+
+
+@pytest.mark.parametrize("intensity", [{}, {"percentiles": (5, 60)}, {"window": (60, 160)}, {"bits": 16}])
+def test_the_picture_of_a_case_has_the_mask_that_was_measured(user: Path, intensity: dict[str, Any]) -> None:
+    manifest, task = read_manifest(user / "m.parquet").take(range(8)), find_task("segment")
+    predictor = load_adapter(user / "segment")
+    plain = [predictor.decide(maps)[0] for maps in predictor.manifest_maps(manifest)]
+    backbone, reading = predictor.backbone, {"intensity": IntensityConfig.model_validate(intensity)}
+    backbone.preprocessing = backbone.preprocessing.model_copy(update=reading)
+    measured = [predictor.decide(maps)[0] for maps in predictor.manifest_maps(manifest)]
+    assert all(map(np.array_equal, plain, measured)) == (not intensity)
+    for row, mask in enumerate(measured):
+        shown = task.masks_of_case(predictor, manifest, row)
+        assert shown is not None
+        assert np.array_equal(shown[0], mask)
 
 
 def test_an_unknown_column_or_unit_is_refused_before_the_evaluation(
