@@ -12,7 +12,8 @@ from PIL import Image
 from dinomed.adapters.evaluated import EvaluatedValues
 from dinomed.adapters.fitting.data import fit_splits
 from dinomed.adapters.retrieval.filters import GroupLookup
-from dinomed.adapters.tasks.classify.groups import check_labels, group_images
+from dinomed.adapters.tasks.classify.groups import group_images, label_groups
+from dinomed.adapters.tasks.classify.labels import LabelColumns
 from dinomed.adapters.training_images import hash_training_images
 from dinomed.datasets.manifest import Manifest, build_manifest, read_manifest, write_manifest
 from dinomed.datasets.scan.scan import scan
@@ -80,7 +81,7 @@ def test_the_classifier_of_groups_takes_each_as_one(sides: tuple[Manifest, Manif
     labelled = with_columns(sides[0], label=list("ababab"))
     groups = group_images(labelled)
     assert len(groups) == COUNT
-    check_labels(groups, labelled, ["label"])
+    assert label_groups(groups, labelled, LabelColumns(("label",))).column("label") == list("ababab")
     with pytest.raises(UsageError, match="column 'group'"):
         group_images(sides[1])
 

@@ -65,7 +65,9 @@ def build_report(
         seconds: command -> its time, s.
         device: option of the quickstart.
     """
-    splits = ", ".join(f"{len(manifest.select(split=name)):,} {name}" for name in ("train", "val", "test"))
+    splits = f"{len(manifest):,} images without splits"
+    if manifest.has("split"):
+        splits = ", ".join(f"{len(manifest.select(split=name)):,} {name}" for name in ("train", "val", "test"))
     parts = [page.paragraph(results["scope"])]
     columns, rows = results_table(results)
     if len(columns) > 1:

@@ -22,7 +22,6 @@ from dinomed.apps.quickstart.scope import Scope, find_scope
 from dinomed.apps.quickstart.steps import STEPS_FILE, Steps
 from dinomed.config import load_config, to_yaml
 from dinomed.datasets.manifest import Manifest
-from dinomed.datasets.splits import RATIOS
 from dinomed.device import resolve_device
 from dinomed.errors import UsageError
 from dinomed.html.album import spaced_indices
@@ -105,16 +104,7 @@ def quickstart(
             group = "lesion_id"
         labels = labels or ("labels.csv" if (images / "labels.csv").is_file() else None)
         masks = steps.run(
-            "scan",
-            _scan,
-            folder=images,
-            out=source,
-            labels=labels,
-            group=group,
-            mask=mask,
-            ratios=RATIOS,
-            seed=seed,
-            always=True,
+            "scan", _scan, folder=images, out=source, labels=labels, group=group, mask=mask, seed=seed, always=True
         )
         steps.depends_on(sha256_file(source))
         manifest = dinomed.open_dataset(source)
@@ -136,7 +126,8 @@ def quickstart(
         }  # fmt: skip
         for backbone in (run, run / UNTRAINED):
             _train_heads(steps, scope, backbone, results, seed, data=source, device=device)
-        where = ["split=train"] if "train" in manifest.column("split") else None  # no image of test among the cases
+        has_train = manifest.has("split") and "train" in manifest.column("split")
+        where = ["split=train"] if has_train else None  # no image of test among the cases
         steps.run("index", dinomed.build_index, data=source, backbone=run, out=index, where=where, device=device)
         if scope.tasks.get("segment"):
             results["results"].append({"method": "Otsu's threshold, no model", "dice": _otsu_dice(manifest)})
@@ -217,8 +208,8 @@ def draw_lesions(folder: Path, count: int, seed: int) -> None:
 
 def _write_examples(manifest: Manifest, folder: Path) -> Path:
     """Write images for the demo: of test if there are any (not seen in training), else of val, else of train."""
-    splits = [manifest.select(split=split) for split in ("test", "val", "train")]
-    images = next((images for images in splits if len(images)), manifest)
+    splits = ("test", "val", "train") if manifest.has("split") else ()
+    images = next((images for name in splits if len(images := manifest.select(split=name))), manifest)
     shutil.rmtree(folder, ignore_errors=True)
     write_examples([images.path(row) for row in spaced_indices(len(images), NUM_EXAMPLES)], folder, NUM_EXAMPLES)
     return folder

@@ -122,7 +122,7 @@ def test_without_labels_and_masks_a_backbone_is_pretrained(tmp_path: Path, capsy
     results, messages = run(capsys, "--data", str(pictures), "-o", str(tmp_path / "out"))
     assert results["segment"] is None
     assert commands(messages) == {"scan", "pretrain", "index"}
-    plan = messages.index("Plan: pretrain on 8 images, index for similar cases. Not done: classification (no labels")
+    plan = messages.index("Plan: pretrain on 12 images, index for similar cases. Not done: classification (no labels")
     assert "segmentation (no masks" in messages[plan:].splitlines()[0]
     assert plan < messages.index("$ dinomed pretrain")
     assert [set(row) for row in results["results"]] == [{"method"}, {"method"}]
