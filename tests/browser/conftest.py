@@ -54,6 +54,9 @@ def find_violations() -> Callable[..., list[str]]:
                 " || document.body.classList.contains('dark') === (scheme === 'dark')",
                 arg=scheme,
             )
+            page.wait_for_function(  # an earlier result is pale until the new one is there
+                "() => ![...document.querySelectorAll('[aria-busy=true]')].some(part => part.offsetParent)"
+            )
             for each in axe.run(page, options=options).response["violations"]:
                 violations += [f"{scheme} {width}: {each['id']}: {node['html'][:160]}" for node in each["nodes"]]
         page.set_viewport_size({"width": 1280, "height": 920})
