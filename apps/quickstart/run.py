@@ -82,7 +82,7 @@ def quickstart(
         >>> tiny = {"run.steps": 1, "run.batch_size": 8, "run.workers": 0, "crops.num_local": 1, "backbone.depth": 1}
         >>> results = dinomed.quickstart("runs/quick", data="lesions/images", settings=tiny)   # images without labels
         >>> results["scope"].split(". Not done:")[0]
-        'Plan: pretrain on 42 images, index for similar cases'
+        'Plan: pretrain on 60 images, index for similar cases'
     """
     folder = Path(out)
     if data is not None and folder.resolve().is_relative_to(Path(data).resolve()):
