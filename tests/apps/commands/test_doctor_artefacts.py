@@ -176,6 +176,11 @@ def test_images_in_numpy_files_are_no_cache_that_may_be_removed(tmp_path: Path) 
         dinomed.doctor(tmp_path)
 
 
+def test_few_shot_results_are_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "few_shot.json").write_text("{}")
+    assert dinomed.doctor(tmp_path).kind == "few-shot results"
+
+
 def test_a_folder_of_several_results_is_no_cache_whose_files_may_be_removed(made: Path, tmp_path: Path) -> None:
     others = tmp_path / "others" / "data"
     others.mkdir(parents=True)
