@@ -175,7 +175,7 @@ def _scan_coco(
         discard_ready(place)
     with open_output_folder(place, marker=SETTINGS_FILE, overwrite=overwrite) as stage:
         annotations = read_annotations(find_labels(coco, Path(folder), "COCO file"))
-        ratios = options.get("ratios") or RATIOS  # masks are added after the scan
+        ratios = RATIOS if options.get("ratios") is None else options["ratios"]  # masks are added after the scan
         scanned = scan_folder(folder, labels, **options | {"mask": NONE, "ratios": ratios})
         missing = bool(options.get("allow_unreadable"))
         result = add_masks(scanned, annotations, place, stage, allow_missing=missing)

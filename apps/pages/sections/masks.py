@@ -51,7 +51,8 @@ def draw_histogram(values: np.ndarray) -> str:
     counts, edges = np.histogram(values, bins=BINS, range=(0, 1))
     highest = int(counts.max())
     middle = float(np.median(values))
-    drawing = Drawing(_WIDTH, _HEIGHT, f"images: Images by Dice; red line: median {middle:.3f}")
+    caption = f"Images by Dice; red line: median {middle:.3f}"
+    drawing = Drawing(_WIDTH, _HEIGHT, caption)
     for count, left, right in zip(counts.tolist(), edges, edges[1:], strict=False):
         x0, x1 = _across(left), _across(right)
         height = count / highest * (_HEIGHT - _TOP - _BOTTOM)
@@ -60,7 +61,7 @@ def draw_histogram(values: np.ndarray) -> str:
     drawing.line([(_across(middle), _TOP), (_across(middle), _HEIGHT - _BOTTOM)], PALETTE[1], 2)
     ticks = [(_across(value), f"{value:g}") for value in (0, 0.25, 0.5, 0.75, 1)]
     _draw_axes(drawing, ticks, [(_HEIGHT - _BOTTOM, "0"), (_TOP + 4, f"{highest:,}")], "Dice")
-    return place_drawing(drawing, f"Images by Dice; red line: median {middle:.3f}")
+    return place_drawing(drawing, caption)
 
 
 def draw_by_size(shares: np.ndarray, dice: np.ndarray) -> str:
@@ -76,14 +77,15 @@ def draw_by_size(shares: np.ndarray, dice: np.ndarray) -> str:
         return _LEFT + (np.log10(share) - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
 
     shown = "" if len(chosen) == len(known) else f" ({len(chosen):,} of {len(known):,} images)"
-    drawing = Drawing(_WIDTH, _HEIGHT, f"Dice: Dice by lesion size{shown}")
+    caption = f"Dice by lesion size{shown}"
+    drawing = Drawing(_WIDTH, _HEIGHT, caption)
     drawing.dots(np.array([(across(shares[i]), _up(dice[i])) for i in chosen]), 2.6, PALETTE[0])
     marks = [value for value in (0.0001, 0.001, 0.01, 0.1, 0.3, 1.0) if low <= np.log10(value) <= high]
     marks = marks or [10 ** ((low + high) / 2)]
     ticks = [(across(value), f"{100 * value:.3g}%") for value in marks]
     heights = [(_up(value) + 4, f"{value:g}") for value in (0, 0.5, 1)]
     _draw_axes(drawing, ticks, heights, "area of the reference mask")
-    return place_drawing(drawing, f"Dice by lesion size{shown}")
+    return place_drawing(drawing, caption)
 
 
 def _across(value: float) -> float:

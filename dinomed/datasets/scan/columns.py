@@ -122,7 +122,7 @@ def add_splits(
                 f"`ratios={','.join(map(str, RATIOS))}` makes splits"
             )
         else:
-            made = make_splits(joined, classes, ratios or RATIOS, seed)
+            made = make_splits(joined, classes, RATIOS if ratios is None else ratios, seed)
             splits = [
                 None if image in division.common else name
                 for image, name in zip(columns["image"], made, strict=True)
@@ -148,6 +148,4 @@ def _given_splits(columns: Columns, split: str | None, table: Path | None) -> tu
     if split == NONE:
         return splits, ""
     by_folder = splits_of(columns["image"])
-    return [
-        by_folder.get(image) for image in columns["image"]
-    ] if by_folder else [], "folder names" if by_folder else ""
+    return ([by_folder.get(image) for image in columns["image"]], "folder names") if by_folder else ([], "")

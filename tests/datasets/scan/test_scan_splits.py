@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dinomed.apps.api.inputs import select_splits
 from dinomed.datasets.scan.scan import scan
 from dinomed.datasets.splits import check_splits
 from dinomed.errors import UsageError
@@ -104,6 +106,7 @@ def test_the_origin_of_given_splits_is_named_with_the_option_that_makes_new_ones
     [
         ({"mask": "none"}, False),  # a raw pool
         ({"mask": "none", "ratios": (0.5, 0.2, 0.3)}, True),
+        ({"mask": "none", "ratios": np.array([0.5, 0.2, 0.3])}, True),
         ({"mask": "none", "split": "none"}, True),
         ({}, True),  # masks
         ({"labels": "patients.csv", "group": "patient", "mask": "none"}, False),
@@ -121,6 +124,15 @@ def test_a_pool_without_anything_to_learn_has_no_splits_unless_they_are_asked_fo
     assert any(line.startswith("no splits are made, since there are no labels") for line in result.notes) != made
     if "ratios" in options:
         assert result.manifest.column("split").count("train") == 5
+
+
+def test_a_choice_by_split_of_a_pool_names_the_scan_that_makes_them(folder: Path) -> None:
+    pool = scan(folder, mask="none").manifest
+    with pytest.raises(
+        UsageError, match=r"has no splits; scan makes them, by group: dinomed scan .* --ratios 0.7,0.1,0.2"
+    ):
+        select_splits(pool, pool, "train")
+    assert select_splits(pool, pool, None) is pool
 
 
 def test_pretraining_uses_every_image_of_a_pool(folder: Path) -> None:
